@@ -1,0 +1,27 @@
+"""rnnbench: matched benchmarks and gradient diagnostics for recurrent neural networks, on PyTorch and JAX."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rnnbench.store.frames import load_results as load_results
+
+__version__ = "0.1.0"
+
+_PUBLIC = {"load_results": "rnnbench.store.frames:load_results"}
+"""From a public name to where it is; imported when it is first asked for, so that ``import rnnbench`` is light."""
+
+__all__ = ["__version__", "load_results"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, attribute = _PUBLIC[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])

@@ -1,0 +1,91 @@
+"""The JAX backend. jax is imported when a method is called, not when this module is."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar
+
+from rnnbench.backends.base import Device, Program, Trainer, check_precision
+from rnnbench.errors import BadInput
+from rnnbench.spec import Precision
+
+if TYPE_CHECKING:
+    from rnnbench.xp import Ops
+
+INSTALL = {
+    "cpu": "pip install 'rnnbench[jax]'",
+    "cuda": "pip install 'rnnbench[jax-cuda]'",
+    "tpu": "pip install 'rnnbench[jax-tpu]' on a TPU machine",
+}
+
+
+class JaxBackend:
+    """Runs whole stretches of training as one compiled program, the time loop under ``lax.scan``."""
+
+    name: ClassVar[str] = "jax"
+
+    def ops(self, device: str, precision: Precision) -> Ops:
+        self._check(device, precision)
+        from rnnbench.backends.jax.ops import JaxOps
+
+        return JaxOps(precision)
+
+    def devices(self) -> list[Device]:
+        if find_spec("jax") is None or find_spec("optax") is None:
+            return [Device("cpu", False, f"jax or optax is not installed; {INSTALL['cpu']}")]
+        import jax
+
+        found: list[Device] = []
+        for kind, platform in (("cpu", "cpu"), ("cuda", "cuda"), ("tpu", "tpu")):
+            try:
+                there = jax.devices(platform)
+            except RuntimeError:
+                found.append(Device(kind, False, f"jax sees none; {INSTALL[kind]}"))
+                continue
+            if kind == "cpu":
+                found.append(Device("cpu", True, f"jax {jax.__version__}, {os.cpu_count()} processors"))
+            else:
+                found += [Device(f"{kind}:{n}", True, str(d.device_kind)) for n, d in enumerate(there)]
+        return found
+
+    def versions(self) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for package in ("jax", "jaxlib", "optax"):
+            try:
+                found[package] = version(package)
+            except PackageNotFoundError:
+                continue
+        return found
+
+    def facts(self, device: str) -> dict[str, str | int | bool]:
+        import jax
+
+        facts: dict[str, str | int | bool] = {"xla_flags": os.environ.get("XLA_FLAGS", "")}
+        if device != "cpu":
+            from rnnbench.backends.jax.trainer import pick_device
+
+            facts["accelerator"] = str(pick_device(device).device_kind)
+            facts["default_matmul_precision"] = str(jax.config.jax_default_matmul_precision)
+            facts["allocator"] = os.environ.get("XLA_PYTHON_CLIENT_ALLOCATOR", "default")
+        return facts
+
+    def set_threads(self, threads: int) -> None:
+        """XLA sizes its pool once, from NPROC, when jax first runs: later calls have no effect."""
+        os.environ["NPROC"] = str(threads)
+
+    def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
+        self._check(device, precision)
+        from rnnbench.backends.jax.trainer import JaxTrainer
+
+        return JaxTrainer(program, device, precision, path)
+
+    def _check(self, device: str, precision: Precision) -> None:
+        check_precision(precision, device)
+        known = {found.name: found for found in self.devices()}
+        wanted = known.get(device) or known.get(f"{device}:0") or known.get(device.partition(":")[0])
+        if wanted is None or not wanted.available:
+            there = ", ".join(name for name, found in known.items() if found.available) or "none"
+            why = wanted.detail if wanted is not None else f"there is no {device}"
+            raise BadInput(f"device: jax cannot use {device} ({why}); available: {there}")

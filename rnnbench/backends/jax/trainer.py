@@ -1,0 +1,243 @@
+"""Training steps in JAX: many steps a dispatch, under one compiled loop whose number of turns is not compiled in."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from rnnbench.arrays import Array, NDArray
+from rnnbench.backends.base import STORAGE, Inspection, Program, StepLog, TrainState, choose_path
+from rnnbench.backends.jax.ops import JaxOps
+from rnnbench.backends.jax.optimizers import build, pack, unpack
+from rnnbench.spec import Precision
+from rnnbench.tasks.base import Batch
+from rnnbench.techniques.base import global_norm
+from rnnbench.xp import Arrays
+
+DISPATCH_BYTES = 64 * 2**20
+"""Room for the batches of one dispatch."""
+
+MOST_STEPS = 128
+"""Most steps of one dispatch."""
+
+
+@dataclass
+class Compiled:
+    """What was compiled for a program, shared by its runs."""
+
+    functions: dict[Any, Any] = field(default_factory=dict)
+
+
+_COMPILED: dict[Any, Compiled] = {}
+
+
+def forget_compiled() -> None:
+    """Drop everything compiled, as a test must that changes an equation."""
+    _COMPILED.clear()
+
+
+class JaxLog:
+    """Per-step scalars, left on the device until asked for."""
+
+    def __init__(self, logs: Arrays, steps: int) -> None:
+        self._logs = logs
+        self._steps = steps
+
+    def fetch(self) -> dict[str, NDArray]:
+        return {name: np.asarray(values)[: self._steps].astype(np.float64) for name, values in self._logs.items()}
+
+
+class JaxTrainer:
+    """Steps through a program on one device; see `rnnbench.backends.base.Trainer`."""
+
+    def __init__(self, program: Program, device: str, precision: Precision, path: str) -> None:
+        self.program = program
+        self.ops = JaxOps(precision)
+        self.precision = precision
+        self.device = pick_device(device)
+        self.compile_seconds = 0.0
+        self.path = choose_path("jax", path, ["reference"], {"fused": "jax has no fused recurrent layers here"})
+        self._optimizer = build(program.optimizer)
+        # the learning rate is an argument of the compiled step
+        key = (replace(program, optimizer=program.optimizer.model_copy(update={"lr": 1.0})), device, precision)
+        self._compiled = _COMPILED.setdefault(key, Compiled())
+        self._capacity = 0
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity or MOST_STEPS
+
+    def load(self, state: TrainState) -> None:
+        with self._mode():
+            params = {name: self._put(array) for name, array in state.params.items()}
+            slots = {name: self._put(array) for name, array in state.slots.items()}
+            buffers = {name: self._put(array) for name, array in state.buffers.items()}
+            packed = pack(self.program.optimizer, params, slots, jnp.asarray(state.step, jnp.int32))
+            # donated buffers must not be shared, and an absent slot's filling may be
+            self._carry = jax.tree.map(lambda leaf: jax.device_put(jnp.array(leaf), self.device), (params, packed, buffers))
+            self._step = state.step
+
+    def state(self) -> TrainState:
+        with self._mode():
+            params, packed, buffers = self._carry
+            return TrainState(
+                _numpy(params), _numpy(unpack(self.program.optimizer, packed)), _numpy(buffers), self._step
+            )
+
+    def readback(self, batch: Batch) -> dict[str, NDArray]:
+        with self._mode():
+            fetched = _numpy({name: self._put(array) for name, array in batch.arrays().items()})
+        return {
+            name: array.astype(np.int64) if array.dtype.kind in "iu" else array for name, array in fetched.items()
+        }
+
+    def train(self, batches: Sequence[Batch], rates: Sequence[float]) -> StepLog:
+        with self._mode():
+            if not self._capacity:
+                size = sum(array.nbytes for array in batches[0].arrays().values())
+                self._capacity = max(1, min(MOST_STEPS, DISPATCH_BYTES // max(1, size)))
+            steps, room = len(batches), self.capacity
+            stacked = {
+                name: self._put(_stack([batch.arrays()[name] for batch in batches], room))
+                for name in batches[0].arrays()
+            }
+            filled = np.zeros(room)
+            filled[:steps] = rates
+            arguments = (self._carry, stacked, self._put(filled), jnp.asarray(steps, jnp.int32))
+            run = self._compile("train", self._train_loop, arguments, donate=(0,))
+            self._carry, logs = run(*arguments)
+            self._step += steps
+            return JaxLog(logs, steps)
+
+    def evaluate(self, pieces: Sequence[Batch]) -> dict[str, float]:
+        with self._mode():
+            params, _, buffers = self._carry
+            found: list[dict[str, tuple[Array, Array]]] = []
+            for piece in pieces:
+                arguments = (params, buffers, {name: self._put(array) for name, array in piece.arrays().items()})
+                found.append(self._compile("evaluate", self._scores, arguments)(*arguments))
+            return {
+                name: float(
+                    sum(float(sums[name][0]) for sums in found) / np.float64(sum(float(sums[name][1]) for sums in found))
+                )
+                for name in self.program.eval_metrics
+            }
+
+    def inspect(self, batch: Batch, rate: float) -> Inspection:
+        with self._mode():
+            sent = {name: self._put(array) for name, array in batch.arrays().items()}
+            arguments = (self._carry, sent, self._put(np.asarray(rate)))
+            loss, outputs, states, adjoints, gradients, carry = self._compile("inspect", self._inspect, arguments)(
+                *arguments
+            )
+            params, packed, buffers = carry
+            updated = TrainState(
+                _numpy(params), _numpy(unpack(self.program.optimizer, packed)), _numpy(buffers), self._step + 1
+            )
+            return Inspection(
+                float(loss), np.array(outputs), _numpy(states), _numpy(adjoints), _numpy(gradients), updated
+            )
+
+    def _train_loop(self, carry: Any, batches: Arrays, rates: Array, steps: Array) -> tuple[Any, Arrays]:
+        """Take `steps` training steps; logs have room for as many as there are batches."""
+        names = ("loss", "grad_norm", *self.program.train_metrics)
+        logs = {name: jnp.full(rates.shape, jnp.nan, self.ops.dtype) for name in names}
+
+        def turn(i: Array, both: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
+            carry, logs = both
+            batch = {name: lax.dynamic_index_in_dim(array, i, keepdims=False) for name, array in batches.items()}
+            carry, numbers = self._one_step(carry, batch, rates[i])
+            return carry, {name: logs[name].at[i].set(numbers[name]) for name in names}
+
+        return lax.fori_loop(0, steps, turn, (carry, logs))
+
+    def _one_step(self, carry: Any, batch: Arrays, rate: Array) -> tuple[Any, Arrays]:
+        params, packed, buffers = carry
+
+        def loss_of(params: Arrays) -> tuple[Array, Any]:
+            loss, forward = self.program.loss(self.ops, params, buffers, batch)
+            return loss, (forward.outputs, forward.buffers)
+
+        (loss, (outputs, buffers)), gradients = jax.value_and_grad(loss_of, has_aux=True)(params)
+        numbers = {"loss": loss, "grad_norm": global_norm(self.ops, gradients)}
+        sums = self.program.scores(self.ops, outputs, batch, self.program.train_metrics)
+        numbers |= {name: total / weight for name, (total, weight) in sums.items()}
+        return self._update(params, packed, buffers, gradients, rate), numbers
+
+    def _update(self, params: Arrays, packed: Any, buffers: Arrays, gradients: Arrays, rate: Array) -> Any:
+        gradients = self.program.gradients(self.ops, gradients, params)
+        directions, packed = self._optimizer.update(gradients, packed, params)
+        params = {name: param - rate * directions[name] for name, param in params.items()}
+        return params, packed, jax.tree.map(lax.stop_gradient, buffers)
+
+    def _scores(self, params: Arrays, buffers: Arrays, batch: Arrays) -> dict[str, tuple[Array, Array]]:
+        forward = self.program.outputs(self.ops, params, buffers, batch, training=False)
+        return self.program.scores(self.ops, forward.outputs, batch, self.program.eval_metrics)
+
+    def _inspect(self, carry: Any, batch: Arrays, rate: Array) -> Any:
+        params, packed, buffers = carry
+        shapes = self.program.network.state_shapes(batch["inputs"].shape[1])
+        inject = {name: self.ops.zeros(shape) for name, shape in shapes.items()}
+
+        def loss_of(params: Arrays, inject: Arrays) -> tuple[Array, Any]:
+            loss, forward = self.program.loss(self.ops, params, buffers, batch, record=True, inject=inject)
+            return loss, (forward.outputs, forward.states, forward.buffers)
+
+        (loss, (outputs, states, buffers)), (gradients, adjoints) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
+            params, inject
+        )
+        carry = self._update(params, packed, buffers, gradients, rate)
+        return loss, outputs, states, adjoints, gradients, carry
+
+    def _compile(
+        self, name: str, function: Callable[..., Any], arguments: tuple[Any, ...], donate: tuple[int, ...] = ()
+    ) -> Callable[..., Any]:
+        """Return `function` compiled for the arguments' shapes, counting the time where it was not already."""
+        leaves, structure = jax.tree.flatten(arguments)
+        key = (name, structure, tuple((leaf.shape, leaf.dtype) for leaf in leaves))
+        if key not in self._compiled.functions:
+            began = time.perf_counter()
+            self._compiled.functions[key] = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
+            self.compile_seconds += time.perf_counter() - began
+        compiled: Callable[..., Any] = self._compiled.functions[key]
+        return compiled
+
+    def _put(self, array: NDArray) -> Array:
+        if array.dtype.kind == "f":
+            return jax.device_put(np.asarray(array, STORAGE[self.precision]), self.device)
+        return jax.device_put(np.asarray(array, np.int32), self.device)
+
+    @contextmanager
+    def _mode(self) -> Iterator[None]:
+        """Set what jax keeps in globals for the length of a call: 64-bit types, device, precision of products."""
+        with ExitStack() as stack:
+            stack.enter_context(jax.enable_x64(self.precision == "float64"))
+            stack.enter_context(jax.default_device(self.device))
+            product = "tensorfloat32" if self.precision == "tf32" else "highest"
+            stack.enter_context(jax.default_matmul_precision(product))
+            yield
+
+
+def pick_device(name: str) -> Any:
+    """Return jax's device for ``cpu``, ``cuda:1``, ``tpu:0``."""
+    kind, _, index = name.partition(":")
+    return jax.devices(kind)[int(index or 0)]
+
+
+def _stack(arrays: list[NDArray], room: int) -> NDArray:
+    """Stack along a new first axis with room for more; what is beyond is never read."""
+    stacked = np.zeros((room, *arrays[0].shape), arrays[0].dtype)
+    np.stack(arrays, out=stacked[: len(arrays)])
+    return stacked
+
+
+def _numpy(arrays: Arrays) -> dict[str, NDArray]:
+    return {name: np.array(array) for name, array in arrays.items()}

@@ -1,0 +1,88 @@
+"""The PyTorch backend. torch is imported when a method is called, not when this module is."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, ClassVar
+
+from rnnbench.backends.base import Device, Program, Trainer, check_precision
+from rnnbench.errors import BadInput
+from rnnbench.spec import Precision
+
+if TYPE_CHECKING:
+    from rnnbench.xp import Ops
+
+INSTALL = "pip install 'rnnbench[torch]'"
+
+
+class TorchBackend:
+    """Runs step by step, or layer by layer through torch's fused modules where those compute the same."""
+
+    name: ClassVar[str] = "torch"
+
+    def ops(self, device: str, precision: Precision) -> Ops:
+        self._check(device, precision)
+        from rnnbench.backends.torch.ops import TorchOps
+
+        return TorchOps(device, precision)
+
+    def devices(self) -> list[Device]:
+        if find_spec("torch") is None:
+            return [Device("cpu", False, f"torch is not installed; {INSTALL}")]
+        import torch
+
+        found = [Device("cpu", True, f"torch {torch.__version__}, {torch.get_num_threads()} threads")]
+        if torch.cuda.is_available():
+            for index in range(torch.cuda.device_count()):
+                facts = torch.cuda.get_device_properties(index)
+                found.append(Device(f"cuda:{index}", True, f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"))
+        elif torch.version.cuda is None and torch.version.hip is None:
+            found.append(Device("cuda", False, "this build of torch has no CUDA; install a CUDA build from pytorch.org"))
+        else:
+            found.append(Device("cuda", False, "torch sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES"))
+        found.append(Device("tpu", False, "torch reaches a TPU through torch_xla, which rnnbench does not use; use jax"))
+        return found
+
+    def versions(self) -> dict[str, str]:
+        try:
+            return {"torch": version("torch")}
+        except PackageNotFoundError:
+            return {}
+
+    def facts(self, device: str) -> dict[str, str | int | bool]:
+        import torch
+
+        facts: dict[str, str | int | bool] = {"torch_threads": torch.get_num_threads()}
+        if device.startswith("cuda"):
+            facts |= {
+                "gpu": torch.cuda.get_device_name(device),
+                "cuda": str(torch.version.cuda),
+                "cudnn": int(torch.backends.cudnn.version() or 0),
+                "matmul_tf32": bool(torch.backends.cuda.matmul.allow_tf32),
+                "cudnn_tf32": bool(torch.backends.cudnn.allow_tf32),
+                "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
+            }
+        return facts
+
+    def set_threads(self, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+    def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
+        self._check(device, precision)
+        from rnnbench.backends.torch.trainer import TorchTrainer
+
+        return TorchTrainer(program, device, precision, path)
+
+    def _check(self, device: str, precision: Precision) -> None:
+        check_precision(precision, device)
+        known = {found.name: found for found in self.devices()}
+        kind = device.partition(":")[0]
+        wanted = known.get(device) or known.get(f"{device}:0") or known.get(kind)
+        if wanted is None or not wanted.available:
+            there = ", ".join(name for name, found in known.items() if found.available) or "none"
+            why = wanted.detail if wanted is not None else f"there is no {device}"
+            raise BadInput(f"device: torch cannot use {device} ({why}); available: {there}")

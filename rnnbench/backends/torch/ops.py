@@ -1,0 +1,137 @@
+"""`rnnbench.xp.Ops` in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from rnnbench.arrays import Array
+from rnnbench.backends.base import STORAGE
+from rnnbench.backends.loop import loop_scan
+from rnnbench.spec import Precision
+from rnnbench.xp import Arrays, Body
+
+
+class TorchOps:
+    """Operations on one device in one precision.
+
+    In bfloat16 the factors of every product are rounded to bfloat16 and the product is kept in float32; in float32 and
+    tf32 the factors are left to the hardware's mode, which `TorchTrainer` sets and the record names.
+    """
+
+    def __init__(self, device: str = "cpu", precision: Precision = "float64") -> None:
+        self.device = torch.device(device)
+        self.dtype: torch.dtype = getattr(torch, STORAGE[precision])
+        self.rounded = precision == "bfloat16"
+        # tensor methods that need no adaptation, bound once: attribute look-ups count in a loop over time
+        self.tanh = torch.tanh
+        self.sigmoid = torch.sigmoid
+        self.relu = torch.relu
+        self.softplus = functional.softplus
+        self.exp = torch.exp
+        self.log = torch.log
+        self.sqrt = torch.sqrt
+        self.sin = torch.sin
+        self.cos = torch.cos
+        self.sign = torch.sign
+        self.where = torch.where
+        self.maximum = torch.maximum
+        self.minimum = torch.minimum
+        self.abs = torch.abs
+        self.expm = torch.linalg.matrix_exp
+        self.solve = torch.linalg.solve
+
+    def asarray(self, value: object) -> Array:
+        if isinstance(value, torch.Tensor):
+            tensor = value.to(self.device)
+        else:
+            array = np.asarray(value)
+            if not array.flags.writeable:
+                array = array.copy()
+            tensor = torch.as_tensor(array, device=self.device)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def zeros(self, shape: Sequence[int]) -> Array:
+        return torch.zeros(tuple(shape), dtype=self.dtype, device=self.device)
+
+    def ones(self, shape: Sequence[int]) -> Array:
+        return torch.ones(tuple(shape), dtype=self.dtype, device=self.device)
+
+    def floats(self, x: Array) -> Array:
+        return x.to(self.dtype)
+
+    def clip(self, x: Array, low: float, high: float) -> Array:
+        return torch.clamp(x, low, high)
+
+    def matmul(self, x: Array, y: Array) -> Array:
+        if self.rounded:
+            return torch.matmul(_rounded(x), _rounded(y))
+        return torch.matmul(x, y)
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+        if self.rounded:
+            return functional.linear(_rounded(x), _rounded(weight), bias)
+        return functional.linear(x, weight, bias)
+
+    def transpose(self, x: Array) -> Array:
+        return x.transpose(-1, -2)
+
+    def sum(self, x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
+        return x.sum() if axis is None else x.sum(dim=axis, keepdim=keepdims)
+
+    def mean(self, x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
+        return x.mean() if axis is None else x.mean(dim=axis, keepdim=keepdims)
+
+    def amin(self, x: Array, axis: int) -> Array:
+        return x.amin(dim=axis)
+
+    def norm(self, x: Array, axis: int | None = None) -> Array:
+        square = self.sum(x * x, axis=axis)
+        zero = square == 0
+        # the root's infinite slope at 0 must not be multiplied by a zero: that would be NaN
+        return torch.where(zero, torch.zeros_like(square), torch.where(zero, torch.ones_like(square), square).sqrt())
+
+    def concat(self, arrays: Sequence[Array], axis: int) -> Array:
+        return torch.cat(list(arrays), dim=axis)
+
+    def stack(self, arrays: Sequence[Array], axis: int = 0) -> Array:
+        return torch.stack(list(arrays), dim=axis)
+
+    def split(self, x: Array, parts: int, axis: int) -> Sequence[Array]:
+        return torch.chunk(x, parts, dim=axis)
+
+    def reshape(self, x: Array, shape: Sequence[int]) -> Array:
+        return x.reshape(tuple(shape))
+
+    def broadcast_to(self, x: Array, shape: Sequence[int]) -> Array:
+        return x.expand(tuple(shape))
+
+    def flip(self, x: Array, axis: int) -> Array:
+        return torch.flip(x, (axis,))
+
+    def log_softmax(self, x: Array) -> Array:
+        return functional.log_softmax(x, dim=-1)
+
+    def pick(self, x: Array, index: Array) -> Array:
+        return torch.gather(x, -1, index.unsqueeze(-1)).squeeze(-1)
+
+    def argmax(self, x: Array) -> Array:
+        return torch.argmax(x, dim=-1)
+
+    def stop_gradient(self, x: Array) -> Array:
+        return x.detach()
+
+    def scan(
+        self, body: Body, carry: Arrays, xs: Mapping[str, Array], length: int, reverse: bool = False
+    ) -> tuple[Arrays, Arrays]:
+        columns: dict[str, Any] = {name: x.unbind(0) for name, x in xs.items()}
+        return loop_scan(body, carry, columns, length, reverse, torch.stack)
+
+
+def _rounded(x: torch.Tensor) -> torch.Tensor:
+    """Round to bfloat16 and back: the product of two such numbers is exact in float32, its sum is float32's."""
+    return x.to(torch.bfloat16).to(torch.float32)

@@ -1,0 +1,118 @@
+"""From a name to the thing: a table that imports nothing, then entry points, then a user's own `module:attribute`.
+
+Loading happens only when a thing is used; a plug-in that cannot be loaded is reported and breaks nothing else.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from rnnbench.errors import BadInput, quoted, unknown
+
+KINDS = ("tasks", "cells", "techniques", "optimizers", "backends", "analyzers", "suites")
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "tasks": {
+        "copy": "rnnbench.tasks.copying:Copy",
+        "adding": "rnnbench.tasks.adding:Adding",
+        "temporal_order": "rnnbench.tasks.temporal_order:TemporalOrder",
+        "mnist": "rnnbench.tasks.mnist:MNIST",
+        "digits": "rnnbench.tasks.digits:Digits",
+        "forecast": "rnnbench.tasks.forecast:Forecast",
+    },
+    "cells": {
+        "rnn": "rnnbench.cells.rnn:RNN",
+        "lstm": "rnnbench.cells.lstm:LSTM",
+        "gru": "rnnbench.cells.gru:GRU",
+    },
+    "techniques": {
+        "clip_norm": "rnnbench.techniques.gradient.clip:ClipNorm",
+        "clip_value": "rnnbench.techniques.gradient.clip:ClipValue",
+    },
+    "optimizers": {
+        "sgd": "rnnbench.techniques.update.optimizers:SGD",
+        "rmsprop": "rnnbench.techniques.update.optimizers:RMSProp",
+        "adam": "rnnbench.techniques.update.optimizers:Adam",
+        "adamw": "rnnbench.techniques.update.optimizers:AdamW",
+    },
+    "backends": {
+        "numpy": "rnnbench.backends.numpy:NumpyBackend",
+        "torch": "rnnbench.backends.torch:TorchBackend",
+        "jax": "rnnbench.backends.jax:JaxBackend",
+    },
+    "analyzers": {},
+    "suites": {"quickstart": "rnnbench_suites:quickstart.toml"},
+}
+
+
+@cache
+def plugins(kind: str) -> dict[str, EntryPoint]:
+    """Return the entry points of group ``rnnbench.<kind>`` by name; a built-in name is never overridden."""
+    found = {point.name: point for point in entry_points(group=f"rnnbench.{kind}")}
+    return {name: point for name, point in sorted(found.items()) if name not in BUILT_IN[kind]}
+
+
+def names(kind: str) -> list[str]:
+    """Return every known name of `kind`, built in and plugged in."""
+    return sorted([*BUILT_IN[kind], *plugins(kind)])
+
+
+def load(kind: str, name: str, place: str | None = None) -> Any:
+    """Return the thing called `name`; a name with a colon is a user's own ``module:attribute``.
+
+    Raises:
+        BadInput: when there is none of that name (with the nearest), or it cannot be loaded (with the reason).
+    """
+    place = place or kind.removesuffix("s")
+    if ":" in name:
+        return load_attribute(name, place)
+    if name in BUILT_IN[kind]:
+        return load_attribute(BUILT_IN[kind][name], place)
+    if name in plugins(kind):
+        point = plugins(kind)[name]
+        try:
+            return point.load()
+        except Exception as error:
+            raise BadInput(
+                f"{place}: plug-in {quoted(name)} ({quoted(point.value)}) cannot be loaded; {one_line(error)}"
+            ) from error
+    raise unknown(place, name, names(kind))
+
+
+def load_attribute(reference: str, place: str) -> Any:
+    """Import ``package.module:attribute``, with the working directory on the import path.
+
+    Raises:
+        BadInput: when the module or the attribute is missing, or importing it fails.
+    """
+    module_name, _, attribute = reference.partition(":")
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if module_name == missing or module_name.startswith(missing + "."):
+            raise BadInput(f"{place}: no module named {quoted(missing)} (looked in the working directory too)") from None
+        raise BadInput(f"{place}: {module_name} needs {quoted(missing)}, which is not installed") from error
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"{place}: importing {module_name} failed; {one_line(error)}") from error
+    try:
+        found: Any = module
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        raise unknown(f"{place}: {module_name}", attribute, [n for n in vars(module) if not n.startswith("_")]) from None
+    return found
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's type and message on one line."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
