@@ -76,8 +76,12 @@ class Orthogonal:
 
     def __call__(self, rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray:
         """Draw a matrix [blocks*n m] of blocks with orthonormal rows or columns, whichever are fewer."""
+        from threadpoolctl import threadpool_limits
+
         rows, columns = shape[0] // self.blocks, shape[1]
-        return self.gain * np.concatenate([self._one(rng, rows, columns) for _ in range(self.blocks)])
+        # a factorization's last bits depend on the number of BLAS threads, and a seed must mean one set of bytes
+        with threadpool_limits(1, user_api="blas"):
+            return self.gain * np.concatenate([self._one(rng, rows, columns) for _ in range(self.blocks)])
 
     @staticmethod
     def _one(rng: np.random.Generator, rows: int, columns: int) -> NDArray:

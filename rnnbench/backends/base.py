@@ -6,9 +6,9 @@ by seed share one, and so share what was compiled for it.
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from rnnbench.arrays import Array, NDArray
@@ -28,14 +28,14 @@ class Program:
 
     Attributes:
         task: gives the loss and the metrics.
-        network: the equations.
+        network: the equations; or a user's whole model, which stands in for a Network.
         optimizer: the update.
         techniques: in the order that they are applied within their stage.
         train_metrics: metrics of the training batch that every step returns beside the loss.
     """
 
     task: Task
-    network: Network
+    network: Network | Any
     optimizer: Optimizer
     techniques: tuple[Technique, ...] = ()
     train_metrics: tuple[str, ...] = ()
@@ -209,13 +209,19 @@ class Backend(Protocol):
     def versions(self) -> dict[str, str]:
         """Return the versions that its numbers depend on."""
 
-    def facts(self, device: str) -> dict[str, str | int | bool]:
-        """Return what a record should say of the device and of the flags that change numbers."""
+    def facts(self, device: str) -> dict[str, Any]:
+        """Return what `Environment.capture` takes of a backend: gpu, driver, libraries, allocator, precision."""
 
     def set_threads(self, threads: int) -> None:
         """Limit the CPU threads of this process."""
 
-    @abstractmethod
+    def adopt(self, reference: str, task: Task, seed: int) -> Any:
+        """Build a user's whole model (``pkg.mod:build``) for a task, in the place of a `Network`.
+
+        Raises:
+            BadInput: when building it fails, or it is not a model of this framework.
+        """
+
     def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
         """Build a trainer; what was compiled for an equal program is used again.
 
@@ -253,3 +259,12 @@ def choose_path(backend: str, requested: str, available: Sequence[str], why_not:
         return requested
     reason = why_not.get(requested, f"{backend} has no such path")
     raise BadInput(f"path: {requested} is not to be had here ({reason}); there is {', '.join(available)}")
+
+
+def nvidia_driver() -> str | None:
+    """Return the NVIDIA driver's version as the kernel module states it, or None."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text().split()
+    except OSError:
+        return None
+    return next((word for word in words if word[0].isdigit() and "." in word), None)

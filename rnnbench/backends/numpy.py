@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from rnnbench.backends.base import Device, Program, Trainer
 from rnnbench.backends.loop import loop_scan
 from rnnbench.errors import BadInput
 from rnnbench.spec import Precision
-from rnnbench.tasks.base import Batch
+from rnnbench.tasks.base import Batch, Task
 from rnnbench.xp import Arrays, Body
 
 
@@ -161,11 +161,14 @@ class NumpyBackend:
     def versions(self) -> dict[str, str]:
         return {"numpy": np.__version__}
 
-    def facts(self, device: str) -> dict[str, str | int | bool]:
+    def facts(self, device: str) -> dict[str, Any]:
         return {}
 
     def set_threads(self, threads: int) -> None:
         """Nothing to set: NumPy's threads are set by the environment before it is imported."""
+
+    def adopt(self, reference: str, task: Task, seed: int) -> Any:
+        raise BadInput("backend: numpy runs no user's models; use torch or jax")
 
     def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
         raise BadInput("backend: numpy is the reference for forward passes and does not train; use torch or jax")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from rnnbench.arrays import Array, NDArray
 from rnnbench.cells.base import Buffer, Cell, Context, Param
+from rnnbench.errors import BadInput
 from rnnbench.initialize import GlorotUniform
 from rnnbench.spec import NetworkSpec
 from rnnbench.streams import stream
@@ -252,6 +253,26 @@ def recur(
     end, ys = xp.scan(body, start, xs, inputs.shape[0], reverse)
     emitted = {name.removeprefix("emit."): value for name, value in ys.items() if name.startswith("emit.")}
     return end, {name: ys[name] for name in kept}, emitted
+
+
+def read_end(xp: Ops, outputs: Array, lengths: Array, read_last: bool, n_out: int) -> Array:
+    """Fit a whole model's outputs to what a task reads: of [time batch n_out], each sequence's last valid step.
+
+    Raises:
+        BadInput: when the shape is not one that the task can read; broadcasting would otherwise hide it.
+    """
+    shape = tuple(outputs.shape)
+    batch = int(lengths.shape[0])
+    if len(shape) == 3 and shape[1:] == (batch, n_out):
+        if not read_last:
+            return outputs
+        steps = xp.asarray(list(range(shape[0])))
+        last = xp.floats(steps[:, None] == lengths[None, :] - 1)
+        return xp.sum(outputs * last[:, :, None], axis=0)
+    if read_last and shape == (batch, n_out):
+        return outputs
+    wanted = f"[time {batch} {n_out}]" + (f" or [{batch} {n_out}]" if read_last else "")
+    raise BadInput(f"model: its output has shape {list(shape)}; the task reads {wanted}")
 
 
 def _within(named: Mapping[str, Array], scope: str) -> dict[str, Array]:

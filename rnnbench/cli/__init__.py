@@ -5,6 +5,7 @@ invoked, so that ``rnnbench --help`` imports neither a framework nor a plotting 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -34,12 +35,12 @@ class Root(LazyGroup):
         prog_name: str | None = None,
         complete_var: str | None = None,
         standalone_mode: bool = True,
-        windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
+        """Run and exit with a status of `rnnbench.cli.exits`; with `standalone_mode` off, errors come out as raised."""
         name = prog_name or "rnnbench"
         if not standalone_mode:
-            return super().main(args, name, complete_var, False, windows_expand_args, **extra)
+            return super().main(args, name, complete_var, standalone_mode, **extra)
         self._main_shell_completion(extra, name, complete_var)
         wanted = list(sys.argv[1:] if args is None else args)
         options: dict[str, Any] = {}
@@ -52,7 +53,7 @@ class Root(LazyGroup):
         sys.exit(exit_status(invoke, lambda: bool(options.get("debug"))))
 
 
-def _show_version(context: click.Context, parameter: click.Parameter, wanted: bool) -> None:
+def _show_version(context: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
     if wanted and not context.resilient_parsing:
         from importlib.metadata import version
 
@@ -62,13 +63,17 @@ def _show_version(context: click.Context, parameter: click.Parameter, wanted: bo
 
 @click.command(cls=Root, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Print the version."
+)
 def root(debug: bool) -> None:
     """Matched benchmarks and diagnosis for recurrent neural networks, on PyTorch and JAX."""
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    if sys.stdout is None:  # closed by whoever started us: what is printed goes nowhere
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # kept until the process ends
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # no stream at all, or one that cannot be set
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # TextIO does not declare it

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-import rich_click as click
+import click
 
 from rnnbench.errors import RnnbenchError, quoted
 
@@ -149,7 +149,7 @@ def _discard(stream: object) -> None:
 def _sigterm_raises() -> Iterator[None]:
     """Turn SIGTERM into `Terminated` while in here, unless someone else already handles it."""
 
-    def raise_terminated(number: int, frame: FrameType | None) -> None:
+    def raise_terminated(_number: int, _frame: FrameType | None) -> None:
         raise Terminated
 
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -15,6 +15,7 @@ class Group(click.RichGroup):
     """A group of commands that answers a misspelt one with the nearest."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Answer no arguments at all with the help, on stderr and with the status of a usage error."""
         if not args and self.no_args_is_help and not ctx.resilient_parsing:
             click.echo(ctx.get_help(), err=True)
             ctx.exit(2)
@@ -23,6 +24,7 @@ class Group(click.RichGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Look the command up; an unknown one is a usage error that names the nearest."""
         name = args[0]
         if not ctx.resilient_parsing and not name.startswith("-") and self.get_command(ctx, name) is None:
             message = str(unknown("command", name, self.list_commands(ctx)))
@@ -41,18 +43,20 @@ class LazyGroup(Group):
         super().__init__(*args, **kwargs)
         self.table = table
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, _ctx: click.Context) -> list[str]:
+        """Return the names in the table's order."""
         return list(self.table)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, _ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return a stand-in that knows the command's name and help; `resolve_command` brings the command itself."""
         if cmd_name not in self.table:
             return None
-        return click.RichCommand(cmd_name, help=self.table[cmd_name][1])
+        return click.RichCommand(name=cmd_name, help=self.table[cmd_name][1])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Import the command that `args` begin with."""
         name, stand_in, rest = super().resolve_command(ctx, args)
         if stand_in is None or name is None:
             return name, stand_in, rest

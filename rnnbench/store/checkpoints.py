@@ -182,6 +182,8 @@ def save_checkpoint(
         digest=digest, step=step, position=dict(position), arrays=hash_of(data), files=dict(sorted(files.items()))
     )
     text = write_json(facts.model_dump(mode="json"))
+    if (folder / OLD_FACTS).exists() or (folder / OLD_ARRAYS).exists():
+        settle(folder, digest)  # an earlier try of this process failed half-way
     with disk_errors(folder / ARRAYS, "writing the checkpoint"):
         # All that can run out of space comes first; from then on there are only renames.
         new_arrays = write_temporary(folder / ARRAYS, data)

@@ -191,7 +191,9 @@ class RunFolder:
             os.close(handle)  # the file was removed between opening and locking it: the lock on it means nothing
 
     def is_locked(self) -> bool:
-        """Whether some process holds the run at this moment."""
+        """Whether someone else holds the run at this moment."""
+        if self.held:
+            return False
         try:
             handle = os.open(self.path / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:

@@ -15,7 +15,20 @@ from rnnbench.store.tables import METRIC_KEYS, metrics_schema, read_metrics
 if TYPE_CHECKING:
     import pandas as pd
 
-SPEC_COLUMNS = ("task", "cell", "model", "techniques", "optimizer", "backend", "device", "precision", "seed", "data_seed")
+_DEFAULTS: dict[str, Any] = {
+    "task": None,
+    "cell": None,
+    "model": None,
+    "techniques": "",
+    "optimizer": "adam",
+    "backend": "torch",
+    "device": "cpu",
+    "precision": "float32",
+    "seed": 0,
+    "data_seed": 0,
+}
+
+SPEC_COLUMNS = tuple(_DEFAULTS)
 """The spec's columns that are always there; others appear when some run of the frame sets them."""
 
 
@@ -101,20 +114,6 @@ def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-_DEFAULTS: dict[str, Any] = {
-    "task": None,
-    "cell": None,
-    "model": None,
-    "techniques": "",
-    "optimizer": "adam",
-    "backend": "torch",
-    "device": "cpu",
-    "precision": "float32",
-    "seed": 0,
-    "data_seed": 0,
-}
-
-
 def _runs_frame(runs: Iterable[tuple[RunFolder, RunRecord]], columns: list[dict[str, Any]]) -> pd.DataFrame:
     import pandas as pd
 
@@ -173,7 +172,8 @@ def _metrics_frame(runs: list[tuple[RunFolder, RunRecord]], columns: list[dict[s
     names = pd.DataFrame(columns, columns=_in_order(columns) if columns else ["suite", "digest", *SPEC_COLUMNS])
     owner = np.repeat(np.arange(len(runs)), lengths)
     named = names.take(owner).reset_index(drop=True) if len(runs) else names
-    return pd.concat([named, metrics[list(METRIC_KEYS)]], axis=1)
+    frame: pd.DataFrame = pd.concat([named, metrics[list(METRIC_KEYS)]], axis=1)
+    return frame
 
 
 def _segment(folder: RunFolder, record: RunRecord, name: str) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from rnnbench.arrays import NDArray
-from rnnbench.errors import CorruptData
+from rnnbench.errors import CorruptData, quoted
+from rnnbench.store.arrays import DTYPES
 
 METRIC_KEYS = ("step", "sequences", "split", "metric", "value", "seconds")
 
@@ -123,6 +124,8 @@ def read_signals(data: bytes, place: str) -> list[StoredSignal]:
     for index, (step, name, unit, dtype, axes, shape) in enumerate(zip(*columns.values(), strict=True)):
         values = flat[offsets[index] : offsets[index + 1]]
         try:
+            if dtype not in DTYPES:
+                raise ValueError(f"dtype {quoted(dtype)} is unknown")
             array = values.astype(np.dtype(dtype)).reshape(shape)
         except (TypeError, ValueError) as error:
             raise CorruptData(f"{place}: row {index}: {error}") from None
@@ -135,7 +138,8 @@ def _read(data: bytes, place: str, schema: Any) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(pa.BufferReader(data), use_threads=False)
+        # pq.read_table would do the same through a data set of one file, four times slower on small segments
+        table = pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)
         return table.select(schema.names).cast(schema)
     except (pa.ArrowException, KeyError, ValueError, OSError) as error:
         raise CorruptData(f"{place}: no whole Parquet file of its kind; {' '.join(str(error).split())[:200]}") from None

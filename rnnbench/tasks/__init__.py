@@ -1,0 +1,1 @@
+"""What is to be learnt: sequences, targets and what guessing scores, in NumPy alone."""

@@ -1,8 +1,8 @@
 """What a task is: where sequences come from, what is asked of them, and what guessing scores.
 
 Tasks use NumPy only. A task is either *generated* (`GeneratedTask`: implements `sample`) or *stored* (`StoredTask`:
-implements `sizes` and `rows`). Both are read through a `Source`, which owns the seeds, so that a batch depends on nothing but
-(seeds, split, step, difficulty).
+implements `sizes` and `rows`). Both are read through a `Source`, which owns the seeds, so that a batch depends on
+nothing but (seeds, split, step, difficulty).
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class Task(Component):
 
     @abstractmethod
     def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:
-        """Return the trivial predictors' scores; a stored task computes them on `source`'s evaluation set of `split`."""
+        """Return trivial predictors' scores; a stored task computes them on `source`'s evaluation set of `split`."""
 
     @property
     def lag(self) -> int | None:
@@ -356,9 +356,7 @@ def pad_rows(batch: Batch, size: int) -> Batch:
     index = np.concatenate([np.arange(batch.size), np.zeros(missing, dtype=np.int64)])
     padded = batch.take(index)
     keep = (np.arange(size) < batch.size).astype(batch.mask.dtype)
-    return replace(
-        padded, mask=padded.mask * keep, masks={name: mask * keep for name, mask in padded.masks.items()}
-    )
+    return replace(padded, mask=padded.mask * keep, masks={name: mask * keep for name, mask in padded.masks.items()})
 
 
 def scaled(size: int, difficulty: float, least: int) -> int:

@@ -146,10 +146,7 @@ class Copy(GeneratedTask):
         K, T, rule = self.symbols, self.length, self._rule
         delay = scaled(self.delay, difficulty, 1)
         symbols = rng.integers(1, self.alphabet + 1, size=(n, K))
-        if self.variable:
-            blanks = rng.integers(1, delay + 1, size=n)
-        else:
-            blanks = np.full(n, delay - rule.fewer_blanks)
+        blanks = rng.integers(1, delay + 1, size=n) if self.variable else np.full(n, delay - rule.fewer_blanks)
         delimiter = K + blanks
         lengths = delimiter + 1 + self._after
         steps = np.arange(T)[:, None]
@@ -182,7 +179,7 @@ class Copy(GeneratedTask):
         inputs *= inside[..., None]
         return inputs
 
-    def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:
+    def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:  # noqa: ARG002  # exact, so no data
         """Return what forgetting everything scores; loss in nats.
 
         ``known_timing`` puts the blank where it belongs and 1/M on each symbol at recall: K ln M over the mean length.
@@ -203,8 +200,7 @@ class Copy(GeneratedTask):
             delimiters = 1 + self._after if rule.repeated else 1
             among_blanks = 0 if rule.repeated else self._after
             memoryless = (
-                _category_loss(blanks + among_blanks, K - at_delimiter, M)
-                + _category_loss(delimiters, at_delimiter, M)
+                _category_loss(blanks + among_blanks, K - at_delimiter, M) + _category_loss(delimiters, at_delimiter, M)
             ) / length
             formula = f"K ln M / {of}, over all steps"
         share = K / length

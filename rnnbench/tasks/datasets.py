@@ -282,11 +282,11 @@ def fetch_mnist(
     return directory
 
 
-class _Unreachable(Exception):
+class _UnreachableError(Exception):
     """A mirror did not answer, or answered with an error."""
 
 
-class _WrongBytes(Exception):
+class _WrongBytesError(Exception):
     """A mirror sent something else."""
 
 
@@ -307,13 +307,13 @@ def _fetch_file(file: IdxFile, directory: Path, mirrors: Sequence[str], progress
                     mirror + file.name, "sha256:" + file.packed_sha256, file.name, directory, downloader=download
                 )
                 return
-            except (_Unreachable, _WrongBytes) as error:
+            except (_UnreachableError, _WrongBytesError) as error:
                 failures.append(error)
             except ValueError:  # how pooch reports a hash that does not match
-                failures.append(_WrongBytes(f"{mirror + file.name}: not the canonical bytes (sha256 differs)"))
+                failures.append(_WrongBytesError(f"{mirror + file.name}: not the canonical bytes (sha256 differs)"))
     finally:
         logger.setLevel(level)
-    kind: type[RnnbenchError] = CorruptData if any(isinstance(e, _WrongBytes) for e in failures) else RunFailed
+    kind: type[RnnbenchError] = CorruptData if any(isinstance(e, _WrongBytesError) for e in failures) else RunFailed
     raise kind("; ".join(map(str, failures)) or f"{file.name}: no mirrors to fetch it from")
 
 
@@ -325,23 +325,23 @@ def _download(url: str, target: Path, file: IdxFile, progress: Progress | None) 
         reply = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         error.close()
-        raise _Unreachable(f"{url}: HTTP status {error.code}") from None
+        raise _UnreachableError(f"{url}: HTTP status {error.code}") from None
     except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Unreachable(f"{url}: {getattr(error, 'reason', None) or error}") from None
+        raise _UnreachableError(f"{url}: {getattr(error, 'reason', None) or error}") from None
     with reply, target.open("wb") as out:
         while size <= file.packed_size:
             try:
                 chunk = reply.read(min(1 << 16, file.packed_size + 1 - size))
             except (OSError, http.client.HTTPException) as error:
-                raise _Unreachable(f"{url}: broke off after {size} bytes ({error})") from None
+                raise _UnreachableError(f"{url}: broke off after {size} bytes ({error})") from None
             if not chunk:
                 break
             if size == 0 and chunk.lstrip()[:1] == b"<":
-                raise _WrongBytes(f"{url}: sent an HTML page")
+                raise _WrongBytesError(f"{url}: sent an HTML page")
             out.write(chunk)
             size += len(chunk)
             if progress is not None:
                 progress(file.name, size, file.packed_size)
     if size != file.packed_size:
         more = "more than " if size > file.packed_size else f"{size} of "
-        raise _WrongBytes(f"{url}: sent {more}{file.packed_size} bytes")
+        raise _WrongBytesError(f"{url}: sent {more}{file.packed_size} bytes")

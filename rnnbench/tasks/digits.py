@@ -55,7 +55,7 @@ class Digits(ImageTask):
     name: ClassVar[str] = "digits"
     version: ClassVar[int] = 1
     source: ClassVar[str] = (
-        "sklearn.datasets.load_digits: the test set of Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI"
+        "sklearn.datasets.load_digits: test set of Alpaydin & Kaynak, Optical Recognition of Handwritten Digits, UCI"
     )
     equation: ClassVar[str] = "x_t = image[t] / 16"
 

@@ -68,8 +68,8 @@ class MNIST(ImageTask):
     - ``lem_torch_5544``, ``cornn_torch_12008``: torch.manual_seed(seed), then torch.randperm(784) as the first draw of
       LEM's and coRNN's psMNIST_task.py; the arrays are stored, since they depend on torch's generator.
     - ``bit_reversal``: 0..1023 by their bits reversed, those below 784 (S4, minimal LRU).
-    - ``bn_lstm_draw``: RandomState(1).randint(0, 784, 784), as the released code of recurrent batch normalization and of
-      zoneout draws. Not a permutation: 501 different pixels survive.
+    - ``bn_lstm_draw``: RandomState(1).randint(0, 784, 784), as the released code of recurrent batch normalization and
+      of zoneout draws. Not a permutation: 501 different pixels survive.
 
     JANET's permutation is not among them: it is published as a binary file only and follows from no seed that is known.
     The split is cut from the front of the 60,000 training images; the 10,000 test images are the test part. With

@@ -6,6 +6,7 @@ arrays are written over `xp` and are called from every backend's training step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 from rnnbench.arrays import Array
@@ -19,6 +20,10 @@ class Technique(Component):
     """Base of all techniques."""
 
     stage: ClassVar[Stage]
+
+    def zero_gradients(self, parameters: Sequence[str]) -> Mapping[str, str]:  # noqa: ARG002  # most make none
+        """Return which of the network's parameters have a zero gradient in theory under this technique, and why."""
+        return {}
 
 
 class GradientTechnique(Technique):

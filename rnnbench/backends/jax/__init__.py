@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from rnnbench.backends.base import Device, Program, Trainer, check_precision
+from rnnbench.backends.base import Device, Program, Trainer, check_precision, nvidia_driver
 from rnnbench.errors import BadInput
 from rnnbench.spec import Precision
+from rnnbench.tasks.base import Task
 
 if TYPE_CHECKING:
     from rnnbench.xp import Ops
@@ -33,7 +34,7 @@ class JaxBackend:
         return JaxOps(precision)
 
     def devices(self) -> list[Device]:
-        if find_spec("jax") is None or find_spec("optax") is None:
+        if not self._installed():
             return [Device("cpu", False, f"jax or optax is not installed; {INSTALL['cpu']}")]
         import jax
 
@@ -59,15 +60,13 @@ class JaxBackend:
                 continue
         return found
 
-    def facts(self, device: str) -> dict[str, str | int | bool]:
-        import jax
+    def facts(self, device: str) -> dict[str, Any]:
+        from rnnbench.backends.jax.trainer import pick_device
 
-        facts: dict[str, str | int | bool] = {"xla_flags": os.environ.get("XLA_FLAGS", "")}
+        facts: dict[str, Any] = {"precision": {"xla_flags": os.environ.get("XLA_FLAGS", "")[:200]}}
         if device != "cpu":
-            from rnnbench.backends.jax.trainer import pick_device
-
-            facts["accelerator"] = str(pick_device(device).device_kind)
-            facts["default_matmul_precision"] = str(jax.config.jax_default_matmul_precision)
+            facts["gpu"] = str(pick_device(device).device_kind)
+            facts["driver"] = nvidia_driver() if device.startswith("cuda") else None
             facts["allocator"] = os.environ.get("XLA_PYTHON_CLIENT_ALLOCATOR", "default")
         return facts
 
@@ -75,14 +74,25 @@ class JaxBackend:
         """XLA sizes its pool once, from NPROC, when jax first runs: later calls have no effect."""
         os.environ["NPROC"] = str(threads)
 
+    def adopt(self, reference: str, task: Task, seed: int) -> Any:
+        from rnnbench.backends.jax.model import JaxModel
+
+        return JaxModel(reference, task, seed)
+
     def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
         self._check(device, precision)
         from rnnbench.backends.jax.trainer import JaxTrainer
 
         return JaxTrainer(program, device, precision, path)
 
+    @staticmethod
+    def _installed() -> bool:
+        return find_spec("jax") is not None and find_spec("optax") is not None
+
     def _check(self, device: str, precision: Precision) -> None:
         check_precision(precision, device)
+        if device == "cpu" and self._installed():
+            return
         known = {found.name: found for found in self.devices()}
         wanted = known.get(device) or known.get(f"{device}:0") or known.get(device.partition(":")[0])
         if wanted is None or not wanted.available:

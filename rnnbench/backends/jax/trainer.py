@@ -157,7 +157,8 @@ class JaxTrainer:
             carry, numbers = self._one_step(carry, batch, rates[i])
             return carry, {name: logs[name].at[i].set(numbers[name]) for name in names}
 
-        return lax.fori_loop(0, steps, turn, (carry, logs))
+        ended: tuple[Any, Arrays] = lax.fori_loop(0, steps, turn, (carry, logs))
+        return ended
 
     def _one_step(self, carry: Any, batch: Arrays, rate: Array) -> tuple[Any, Arrays]:
         params, packed, buffers = carry

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from rnnbench.backends.base import Device, Program, Trainer, check_precision
+from rnnbench.backends.base import Device, Program, Trainer, check_precision, nvidia_driver
 from rnnbench.errors import BadInput
 from rnnbench.spec import Precision
+from rnnbench.tasks.base import Task
 
 if TYPE_CHECKING:
     from rnnbench.xp import Ops
@@ -29,7 +30,7 @@ class TorchBackend:
         return TorchOps(device, precision)
 
     def devices(self) -> list[Device]:
-        if find_spec("torch") is None:
+        if not self._installed():
             return [Device("cpu", False, f"torch is not installed; {INSTALL}")]
         import torch
 
@@ -51,25 +52,31 @@ class TorchBackend:
         except PackageNotFoundError:
             return {}
 
-    def facts(self, device: str) -> dict[str, str | int | bool]:
+    def facts(self, device: str) -> dict[str, Any]:
+        if not device.startswith("cuda"):
+            return {}
         import torch
 
-        facts: dict[str, str | int | bool] = {"torch_threads": torch.get_num_threads()}
-        if device.startswith("cuda"):
-            facts |= {
-                "gpu": torch.cuda.get_device_name(device),
-                "cuda": str(torch.version.cuda),
-                "cudnn": int(torch.backends.cudnn.version() or 0),
+        return {
+            "gpu": torch.cuda.get_device_name(device),
+            "driver": nvidia_driver(),
+            "libraries": {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())},  # type: ignore[no-untyped-call]  # torch leaves it unannotated,
+            "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
+            "precision": {
                 "matmul_tf32": bool(torch.backends.cuda.matmul.allow_tf32),
                 "cudnn_tf32": bool(torch.backends.cudnn.allow_tf32),
-                "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
-            }
-        return facts
+            },
+        }
 
     def set_threads(self, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+
+    def adopt(self, reference: str, task: Task, seed: int) -> Any:
+        from rnnbench.backends.torch.model import TorchModel
+
+        return TorchModel(reference, task, seed)
 
     def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
         self._check(device, precision)
@@ -77,8 +84,14 @@ class TorchBackend:
 
         return TorchTrainer(program, device, precision, path)
 
+    @staticmethod
+    def _installed() -> bool:
+        return find_spec("torch") is not None
+
     def _check(self, device: str, precision: Precision) -> None:
         check_precision(precision, device)
+        if device == "cpu" and self._installed():
+            return
         known = {found.name: found for found in self.devices()}
         kind = device.partition(":")[0]
         wanted = known.get(device) or known.get(f"{device}:0") or known.get(kind)

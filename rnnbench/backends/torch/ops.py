@@ -129,7 +129,7 @@ class TorchOps:
         self, body: Body, carry: Arrays, xs: Mapping[str, Array], length: int, reverse: bool = False
     ) -> tuple[Arrays, Arrays]:
         columns: dict[str, Any] = {name: x.unbind(0) for name, x in xs.items()}
-        return loop_scan(body, carry, columns, length, reverse, torch.stack)
+        return loop_scan(body, carry, columns, length, reverse, self.stack)
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from rnnbench.arrays import Array, NDArray
 from rnnbench.backends.base import STORAGE, Inspection, Program, StepLog, TrainState, choose_path
 from rnnbench.backends.torch.fused import fused_layer, why_not
+from rnnbench.backends.torch.model import TorchModel
 from rnnbench.backends.torch.ops import TorchOps
 from rnnbench.backends.torch.optimizers import build, load_slots, read_slots
 from rnnbench.cells.network import Network
@@ -88,6 +89,8 @@ class TorchTrainer:
         norm = torch.zeros(())
         for number, (batch, rate) in enumerate(zip(batches, rates, strict=True), start=1):
             sent = self._send(batch)
+            if isinstance(program.network, TorchModel):
+                program.network.before_step(self._step + number - 1)
             loss, forward = program.loss(self.ops, self._params, self._buffers, sent, kernel=self._kernel)
             found = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
             with torch.no_grad():

@@ -1,0 +1,229 @@
+"""One run from its spec to its record: lock, resume or start, train, write."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rnnbench import registry
+from rnnbench.backends.base import Backend, Program, Trainer, TrainState
+from rnnbench.errors import BadInput, CorruptData, OutOfResources, RnnbenchError
+from rnnbench.experiment import Experiment
+from rnnbench.record import Environment, Resolved, RunRecord, Status, Summary, Timings, now
+from rnnbench.registry import one_line
+from rnnbench.store import RunFolder
+from rnnbench.store.checkpoints import Checkpoint
+from rnnbench.tasks.base import Source, hash_arrays
+from rnnbench.train import Event, Hooks, Progress, starting_state, train
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is executed; none of it is part of the experiment.
+
+    Attributes:
+        threads: CPU threads for the backend.
+        checkpoint_seconds: time between checkpoints.
+        checkpoint_steps: steps between checkpoints, in place of the time.
+    """
+
+    threads: int
+    checkpoint_seconds: float = 30.0
+    checkpoint_steps: int | None = None
+
+
+def run_one(
+    experiment: Experiment,
+    folder: RunFolder,
+    settings: Settings,
+    interrupted: Callable[[], bool],
+    report: Callable[[Event], None],
+) -> RunRecord:
+    """Bring one run to its end, or to the next interruption, and return its record.
+
+    A run that is done is left alone. A failure is recorded as such before its error is raised again.
+
+    Raises:
+        Locked: when another process works on the same run.
+        BadInput: when the backend cannot run it.
+        CorruptData: when its checkpoint is damaged.
+        OutOfResources: out of disk or memory.
+    """
+    with folder.lock():
+        done = folder.record()
+        if done is not None and done.status.final:
+            return done
+        checkpoint = folder.checkpoint()
+        run = _Run(experiment, settings, checkpoint)
+        writer = folder.writer(resume=checkpoint)
+        hooks = Hooks(interrupted, report, settings.checkpoint_seconds, settings.checkpoint_steps)
+        try:
+            status = train(experiment, run.trainer, run.source, writer, run.progress, hooks)
+        except RnnbenchError:
+            raise
+        except Exception as error:
+            if (shortage := out_of_memory(error)) is not None:
+                raise shortage from error
+            writer.finish(run.record(Status.FAILED, one_line(error)))
+            raise
+        return writer.finish(run.record(status))
+
+
+class _Run:
+    """A run made ready: backend, trainer and source, at its start or at its checkpoint."""
+
+    def __init__(self, experiment: Experiment, settings: Settings, checkpoint: Checkpoint | None) -> None:
+        spec = experiment.spec
+        self.experiment = experiment
+        self.backend: Backend = registry.load("backends", spec.backend)()
+        position: dict[str, Any] = dict(checkpoint.position) if checkpoint else {}
+        # a checkpoint's number of threads is part of what makes its numbers; go on with it
+        self.threads = int(position.get("threads", settings.threads))
+        self.backend.set_threads(self.threads)
+        self.source = experiment.source()
+        self.model = self._model()
+        program = Program(experiment.task, self.model, experiment.optimizer, experiment.techniques, _watched(experiment))
+        self.trainer: Trainer = self.backend.trainer(program, spec.device, spec.precision, spec.path)
+        self.environment = Environment.capture(self.threads, self.backend.facts(spec.device))
+        self.first_batch = self._first_batch()
+        self.resumed: list[int] = list(position.get("resumed", []))
+        self.resumed_inexact: list[str] = list(position.get("resumed_inexact", []))
+        if checkpoint is None:
+            self.progress = Progress()
+            state = starting_state(experiment, self.model)
+        else:
+            self.progress = _progress(position, checkpoint)
+            state = TrainState.from_arrays(checkpoint.arrays, self.progress.step)
+            self.resumed.append(self.progress.step)
+            self.resumed_inexact += self._differences(position)
+        self.trainer.load(state)
+        # the loop's own progress is plain numbers; what the checkpoint must hold beside it is known here
+        self.progress.extra = {
+            "threads": self.threads,
+            "identity": self._identity(),
+            "resumed": self.resumed,
+            "resumed_inexact": self.resumed_inexact,
+        }
+
+    def record(self, status: Status, error: str | None = None) -> RunRecord:
+        """Return the record of the run as it stands."""
+        experiment, spec, progress = self.experiment, self.experiment.spec, self.progress
+        scored, step = progress.scored.get(spec.eval.split, {}), progress.scored_step
+        if spec.eval.select != "last" and progress.best:
+            scored, step = progress.best["scored"].get(spec.eval.split, {}), progress.best["step"]
+        baselines: dict[str, dict[str, float | None]] = {}
+        for name, baseline in experiment.task.baselines(self.source, spec.eval.split).items():
+            baselines.setdefault(baseline.metric, {})[name] = baseline.value
+        return RunRecord(
+            digest=experiment.digest,
+            suite="unset",  # the writer puts the folder's own
+            spec=spec.canonical(),
+            resolved=Resolved(
+                device=spec.device_kind,
+                path=self.trainer.path,
+                precision=spec.precision,
+                components=dict(experiment.versions),
+                data={"sha256": experiment.task.data_hash(), **experiment.task.data_facts()},
+            ),
+            first_batch_sha256=self.first_batch,
+            matched=spec.matched,
+            parameters=self.model.count(),
+            environment=self.environment,
+            status=status,
+            error=error,
+            first_bad_step=progress.first_bad_step,
+            steps=progress.step,
+            sequences=progress.step * spec.data.batch_size,
+            steps_to_solve=progress.steps_to_solve,
+            timings=Timings(
+                compile_s=progress.compile_seconds,
+                train_s=max(0.0, progress.seconds - progress.compile_seconds - progress.eval_seconds),
+                eval_s=progress.eval_seconds,
+                data_s=progress.data_seconds,
+                total_s=progress.seconds,
+            ),
+            summary=Summary(metrics=scored, select=spec.eval.select, step=step),
+            baselines=baselines,
+            resumed=tuple(self.resumed),
+            resumed_inexact=tuple(dict.fromkeys(self.resumed_inexact)),
+            created=now(),
+        )
+
+    def _model(self) -> Any:
+        spec = self.experiment.spec
+        if spec.model is not None:
+            return self.backend.adopt(spec.model, self.experiment.task, spec.seed)
+        return self.experiment.network()
+
+    def _first_batch(self) -> str:
+        """Hash the first training batch as the device gives it back: what was really fed."""
+        from rnnbench.backends.base import STORAGE
+
+        batch = self.source.batch("train", 0).cast(STORAGE[self.experiment.spec.precision])
+        return hash_arrays(self.trainer.readback(batch))
+
+    def _identity(self) -> dict[str, str]:
+        """Return what must be equal for a resumed run to be bit-equal to one that was never interrupted."""
+        environment = self.environment
+        kept = {
+            "machine": environment.machine,
+            "cpu": environment.cpu,
+            "python": environment.python,
+            "gpu": str(environment.gpu),
+            "path": self.trainer.path,
+        }
+        return kept | {f"version of {name}": text for name, text in sorted(environment.versions.items())}
+
+    def _differences(self, position: dict[str, Any]) -> list[str]:
+        before = position.get("identity")
+        if not isinstance(before, dict):
+            return ["the checkpoint does not say where it was made"]
+        here = self._identity()
+        return [
+            f"{key}: {before.get(key)} before step {self.progress.step}, {here.get(key)} after"
+            for key in sorted(before.keys() | here.keys())
+            if before.get(key) != here.get(key)
+        ]
+
+
+def _progress(position: dict[str, Any], checkpoint: Checkpoint) -> Progress:
+    """Read the loop's progress out of a checkpoint's position."""
+    known = Progress.__dataclass_fields__.keys() - {"extra"}
+    try:
+        return replace(Progress(), **{key: position[key] for key in known})
+    except KeyError as error:
+        raise CorruptData(
+            f"checkpoint of step {checkpoint.step}: lacks {error}; it was written by another version of rnnbench, "
+            "and the run has to start anew (rnnbench results clean)"
+        ) from None
+
+
+def _watched(experiment: Experiment) -> tuple[str, ...]:
+    """Return the metrics that the stopping rule wants of every training batch."""
+    stop = experiment.spec.stop
+    return (stop.metric,) if stop is not None and stop.split == "train" and stop.metric != "loss" else ()
+
+
+def out_of_memory(error: BaseException) -> OutOfResources | None:
+    """Recognize the frameworks' ways of saying that memory or disk is full."""
+    text = str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OutOfResources(f"the disk is full; {one_line(error)}")
+    signs = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory", "Out of memory", "Unable to allocate")
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs)):
+        return OutOfResources(f"out of memory; {one_line(error)}; a smaller data.batch_size or eval.n needs less")
+    return None
+
+
+def refuse_unsupported(experiment: Experiment) -> None:
+    """Refuse, before anything is started, what the backend cannot run.
+
+    Raises:
+        BadInput: when the device is absent, or the precision is not to be had on it.
+    """
+    spec = experiment.spec
+    if spec.backend == "numpy":
+        raise BadInput("backend: numpy is the reference for forward passes and does not train; use torch or jax")
+    registry.load("backends", spec.backend)().ops(spec.device, spec.precision)

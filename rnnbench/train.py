@@ -1,0 +1,422 @@
+"""The training loop: one function that reads top to bottom, and the bookkeeping that it hands its numbers to.
+
+`train` decides what happens at which step. It asks for batches, gives them to a trainer, and looks at numbers only where
+the spec says that something is recorded or scored; between those points nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+
+from rnnbench.arrays import NDArray
+from rnnbench.backends.base import STORAGE, StepLog, Trainer, TrainState
+from rnnbench.experiment import Experiment, log_spaced
+from rnnbench.record import Status
+from rnnbench.tasks.base import Batch, Source, pad_rows
+
+EVAL_PIECE = 500
+"""Most sequences that are scored in one piece."""
+
+DISPATCH_SECONDS = 0.5
+"""About how much work a trainer is given at a time, so that a signal never waits long."""
+
+IN_FLIGHT = 2
+"""Calls of `Trainer.train` that may be under way at once; more would only pile up batches."""
+
+
+class Writer(Protocol):
+    """Where a run's numbers go; `rnnbench.store.RunWriter` is one."""
+
+    def metrics(self, rows: list[dict[str, Any]]) -> None:
+        """Take rows of step, sequences, split, metric, value, seconds."""
+
+    def checkpoint(self, arrays: Mapping[str, NDArray], position: Mapping[str, Any]) -> None:
+        """Make everything so far safe, with the state to go on from."""
+
+    def save_parameters(self, which: Literal["final", "best"], arrays: Mapping[str, NDArray]) -> None:
+        """Keep a set of parameters."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands; all of it is plain data, and a checkpoint holds it.
+
+    Attributes:
+        step: training steps taken.
+        seconds: spent in the loop before this process, evaluation and compilation included.
+        eval_seconds, data_seconds, compile_seconds: parts of it.
+        loss_sum, loss_steps: of the training loss since the last recorded step.
+        passed: consecutive looks that have passed the stopping threshold.
+        steps_to_solve: the step at which the last of them fell, once there are enough.
+        first_bad_step: the first step whose loss, or a recorded gradient norm, was not finite.
+        scored: the last scores by split and metric, of step `scored_step`.
+        looked_step: the last step at which something was recorded or scored.
+        best: step and selecting score of the best scoring so far, with the scores of that moment.
+        extra: what else a checkpoint is to hold.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    eval_seconds: float = 0.0
+    data_seconds: float = 0.0
+    compile_seconds: float = 0.0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+    passed: int = 0
+    steps_to_solve: int | None = None
+    first_bad_step: int | None = None
+    scored: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    scored_step: int | None = None
+    looked_step: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for a checkpoint."""
+        values = asdict(self)
+        extra: dict[str, Any] = values.pop("extra")
+        return extra | values
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a watcher of the loop is told now and then."""
+
+    step: int
+    steps: int | None
+    seconds: float
+    loss: float | None
+    metric: str
+    value: float | None
+
+
+@dataclass
+class Hooks:
+    """What surrounds the loop.
+
+    Attributes:
+        interrupted: asked between dispatches; True makes the loop save a checkpoint and return.
+        report: told of progress.
+        checkpoint_seconds: the time between two checkpoints.
+        checkpoint_steps: or, when given, the number of steps between two.
+    """
+
+    interrupted: Callable[[], bool] = lambda: False
+    report: Callable[[Event], None] = lambda event: None
+    checkpoint_seconds: float = 30.0
+    checkpoint_steps: int | None = None
+
+
+def train(
+    experiment: Experiment,
+    trainer: Trainer,
+    source: Source,
+    writer: Writer,
+    progress: Progress,
+    hooks: Hooks,
+) -> Status:
+    """Train from where `progress` and the trainer stand to the end, an interruption or a divergence.
+
+    Numbers go to `writer`, what happened to `progress`.
+
+    Returns:
+        The final status, or `Status.INTERRUPTED` after a checkpoint was written.
+    """
+    book = _Book(experiment, trainer, source, writer, progress)
+    last = experiment.steps
+    rate = experiment.optimizer.lr
+    under_way: deque[StepLog] = deque()
+    pace = _Pace()
+    safe = _Safety(hooks, progress.step)
+
+    if progress.scored_step is None:
+        book.score()
+    while True:
+        ended = book.ended(last)
+        if ended is not None:
+            break
+        if hooks.interrupted():
+            book.save()
+            return Status.INTERRUPTED
+        if safe.due(progress.step):
+            book.save()
+            safe.done(progress.step)
+
+        goal = book.next_look(last)
+        began_at, start = time.perf_counter(), progress.step
+        while progress.step < goal:
+            count = min(goal - progress.step, trainer.capacity, pace.steps())
+            drawn = time.perf_counter()
+            batches = [source.batch("train", s).cast(book.dtype) for s in range(progress.step, progress.step + count)]
+            progress.data_seconds += time.perf_counter() - drawn
+            under_way.append(trainer.train(batches, [rate] * count))
+            progress.step += count
+            if len(under_way) > IN_FLIGHT:
+                book.take(under_way.popleft())
+            if hooks.interrupted() or safe.due(progress.step) or book.out_of_time():
+                break
+        while under_way:
+            book.take(under_way.popleft())
+        pace.learn(progress.step - start, time.perf_counter() - began_at)
+        if progress.step == goal:
+            book.look()
+        hooks.report(book.event())
+
+    book.finish()
+    return ended
+
+
+class _Book:
+    """Keeps a run's numbers: what is written, when the run is solved, which parameters are best."""
+
+    def __init__(
+        self, experiment: Experiment, trainer: Trainer, source: Source, writer: Writer, progress: Progress
+    ) -> None:
+        self.spec = experiment.spec
+        self.experiment = experiment
+        self.trainer = trainer
+        self.source = source
+        self.writer = writer
+        self.progress = progress
+        self.dtype = STORAGE[self.spec.precision]
+        self._pieces: dict[str, list[Batch]] = {}
+        self._recorded = log_spaced(self.spec.record.per_decade, experiment.steps)
+        self._next_record = next(self._recorded)
+        while self._next_record <= progress.step and self._next_record != experiment.steps:
+            self._next_record = next(self._recorded)
+        self._began = time.perf_counter() - progress.seconds
+        self._compiled_before = trainer.compile_seconds
+        self._compile_base = progress.compile_seconds
+        self._taken = progress.step
+        self._last: dict[str, float] = {}
+        stop = self.spec.stop
+        self._threshold_better = experiment.metric_of(stop.metric).better if stop else "lower"
+
+    def next_look(self, last: int | None) -> int:
+        """Return the next step at which something is recorded or scored."""
+        every = self.spec.eval.every
+        scored = (self.progress.step // every + 1) * every
+        wanted = min(self._next_record if self._next_record > self.progress.step else scored, scored)
+        return wanted if last is None else min(wanted, last)
+
+    def take(self, log: StepLog) -> None:
+        """Wait for some steps' numbers and account for them, step by step and in order."""
+        numbers = log.fetch()
+        losses = numbers["loss"]
+        finite = np.isfinite(losses)
+        progress = self.progress
+        if progress.first_bad_step is None and not finite.all():
+            progress.first_bad_step = self._taken + int(np.argmin(finite)) + 1
+        self._taken += len(losses)
+        # accumulate is sequential: the sum does not depend on how the steps were divided into dispatches
+        known = losses[finite]
+        progress.loss_sum = float(np.add.accumulate(np.concatenate([[progress.loss_sum], known]))[-1])
+        progress.loss_steps += len(known)
+        self._last = {name: float(values[-1]) for name, values in numbers.items()}
+        stop = self.spec.stop
+        if stop is not None and stop.split == "train":
+            for offset, value in enumerate(numbers[stop.metric], start=self._taken - len(losses) + 1):
+                self._judge(float(value), offset)
+
+    def look(self) -> None:
+        """Record the present step, and score it where that is due."""
+        progress, step = self.progress, self.progress.step
+        progress.looked_step = step
+        if step >= self._next_record or step == self.experiment.steps:
+            norm = self._last["grad_norm"]
+            if progress.first_bad_step is None and not math.isfinite(norm):
+                progress.first_bad_step = step
+            self._rows("train", {**self._last, "loss_mean": progress.loss_sum / max(1, progress.loss_steps)})
+            progress.loss_sum, progress.loss_steps = 0.0, 0
+            while self._next_record <= step and self._next_record != self.experiment.steps:
+                self._next_record = next(self._recorded)
+        due = step % self.spec.eval.every == 0 or step == self.experiment.steps
+        if due and progress.first_bad_step is None and progress.scored_step != step:
+            self.score()
+
+    def score(self) -> None:
+        """Score the present parameters on every split that is asked for; judge stopping and selection by it."""
+        began = time.perf_counter()
+        compiled = self.trainer.compile_seconds
+        progress = self.progress
+        for split in self._splits():
+            if split not in self._pieces:
+                whole = self.source.evaluation(split).cast(self.dtype)
+                self._pieces[split] = list(_pieces(whole))
+            found = self.trainer.evaluate(self._pieces[split])
+            progress.scored[split] = {name: value if math.isfinite(value) else None for name, value in found.items()}
+            self._rows(split, found)
+        progress.scored_step = progress.step
+        progress.eval_seconds += time.perf_counter() - began - (self.trainer.compile_seconds - compiled)
+        self._select()
+        stop = self.spec.stop
+        if stop is not None and stop.split != "train":
+            value = progress.scored[stop.split][stop.metric]
+            self._judge(math.nan if value is None else value, progress.step)
+
+    def ended(self, last: int | None) -> Status | None:
+        """Return how the run has ended, if it has.
+
+        Divergence and solution take effect at looks only: where between two looks the numbers happened to be fetched must
+        not decide at which step a run stops.
+        """
+        progress = self.progress
+        if progress.looked_step == progress.step:
+            if progress.first_bad_step is not None:
+                return Status.DIVERGED
+            if progress.steps_to_solve is not None:
+                return Status.SOLVED
+        if last is not None and progress.step >= last:
+            return Status.COMPLETED
+        return Status.TIME_LIMIT if self.out_of_time() else None
+
+    def out_of_time(self) -> bool:
+        """Whether a budget in seconds is spent; compilation and scoring do not count."""
+        limit = self.spec.budget.seconds
+        if limit is None:
+            return False
+        spent = time.perf_counter() - self._began - self._compile_seconds() - self.progress.eval_seconds
+        return spent >= limit
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        self._clock()
+        state = self.trainer.state()
+        self.writer.checkpoint(state.arrays(), self.progress.to_json())
+
+    def finish(self) -> None:
+        """Score the end where it has not been, and keep the final parameters."""
+        progress = self.progress
+        if progress.first_bad_step is None and progress.scored_step != progress.step:
+            self.score()
+        self.writer.save_parameters("final", self.trainer.state().params)
+        self._clock()
+
+    def event(self) -> Event:
+        """Return what a watcher is told."""
+        metric = self.experiment.metric
+        value = self.progress.scored.get(self.spec.eval.split, {}).get(metric)
+        loss = self._last.get("loss")
+        seconds = time.perf_counter() - self._began
+        return Event(self.progress.step, self.experiment.steps, seconds, loss, metric, value)
+
+    def _clock(self) -> None:
+        self.progress.seconds = time.perf_counter() - self._began
+        self.progress.compile_seconds = self._compile_seconds()
+
+    def _compile_seconds(self) -> float:
+        return self._compile_base + self.trainer.compile_seconds - self._compiled_before
+
+    def _splits(self) -> list[Literal["valid", "test"]]:
+        """Return the splits that are scored: the one asked for, and those that selection and stopping look at."""
+        wanted = [self.spec.eval.split]
+        if self.spec.eval.select != "last":
+            wanted.append(cast(Literal["valid", "test"], self.spec.eval.select.removeprefix("best_")))
+        if self.spec.stop is not None and self.spec.stop.split != "train":
+            wanted.append(self.spec.stop.split)
+        return list(dict.fromkeys(wanted))
+
+    def _select(self) -> None:
+        """Keep the parameters when the selecting score is the best so far (the first of equals)."""
+        if self.spec.eval.select == "last":
+            return
+        progress, metric = self.progress, self.experiment.metric
+        value = progress.scored[self.spec.eval.select.removeprefix("best_")][metric]
+        if value is None:
+            return
+        sign = 1.0 if self.experiment.metric_of(metric).better == "higher" else -1.0
+        if not progress.best or sign * value > sign * progress.best["value"]:
+            progress.best = {
+                "step": progress.step,
+                "value": value,
+                "scored": {split: dict(scores) for split, scores in progress.scored.items()},
+            }
+            self.writer.save_parameters("best", self.trainer.state().params)
+
+    def _judge(self, value: float, step: int) -> None:
+        """Count a look towards the stopping rule."""
+        stop, progress = self.spec.stop, self.progress
+        assert stop is not None
+        if progress.steps_to_solve is not None:
+            return
+        passes = value >= stop.threshold if self._threshold_better == "higher" else value <= stop.threshold
+        progress.passed = progress.passed + 1 if passes else 0
+        if progress.passed >= stop.window:
+            progress.steps_to_solve = step
+
+    def _rows(self, split: str, values: Mapping[str, float]) -> None:
+        step = self.progress.step
+        seconds = time.perf_counter() - self._began
+        self.writer.metrics(
+            [
+                {
+                    "step": step,
+                    "sequences": step * self.spec.data.batch_size,
+                    "split": split,
+                    "metric": name,
+                    "value": float(value),
+                    "seconds": seconds,
+                }
+                for name, value in values.items()
+            ]
+        )
+
+
+class _Pace:
+    """How many steps to ask for at a time. The numbers do not depend on it, only the wait for a signal does."""
+
+    def __init__(self) -> None:
+        self._rate: float | None = None
+
+    def steps(self) -> int:
+        """Return about `DISPATCH_SECONDS` worth of steps."""
+        return 1 if self._rate is None else max(1, int(self._rate * DISPATCH_SECONDS))
+
+    def learn(self, steps: int, seconds: float) -> None:
+        """Take a measured stretch into account."""
+        if steps and seconds > 0:
+            self._rate = steps / seconds
+
+
+class _Safety:
+    """When the next checkpoint is due."""
+
+    def __init__(self, hooks: Hooks, step: int) -> None:
+        self._hooks = hooks
+        self.done(step)
+
+    def due(self, step: int) -> bool:
+        """Whether enough time or steps have gone by."""
+        if self._hooks.checkpoint_steps is not None:
+            return step - self._step >= self._hooks.checkpoint_steps
+        return time.perf_counter() - self._time >= self._hooks.checkpoint_seconds
+
+    def done(self, step: int) -> None:
+        """Start counting anew."""
+        self._step, self._time = step, time.perf_counter()
+
+
+def _pieces(whole: Batch) -> list[Batch]:
+    """Cut an evaluation set into equal pieces of at most `EVAL_PIECE` sequences, the last one padded at weight zero."""
+    count = -(-whole.size // EVAL_PIECE)
+    size = -(-whole.size // count)
+    starts = range(0, whole.size, size)
+    return [pad_rows(whole.take(np.arange(start, min(start + size, whole.size))), size) for start in starts]
+
+
+def starting_state(experiment: Experiment, network: Any) -> TrainState:
+    """Draw the parameters and buffers that a run starts from, in the dtype that they are kept in."""
+    dtype = STORAGE[experiment.spec.precision]
+    seed = experiment.spec.seed
+
+    def cast_floats(arrays: dict[str, NDArray]) -> dict[str, NDArray]:
+        return {name: a.astype(dtype) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+
+    return TrainState(cast_floats(network.initial(seed)), {}, cast_floats(network.initial_buffers(seed)), 0)
