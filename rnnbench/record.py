@@ -5,6 +5,7 @@ A record is a fact about one run of one spec. It is written once, last of all, a
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import platform
@@ -14,7 +15,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 
 from pydantic import Field, JsonValue, StringConstraints, field_validator
 
@@ -172,6 +173,8 @@ class Summary(Frozen):
     """The run's score: each metric's value at `step`, null where it was not a finite number."""
 
     metrics: dict[str, float | None] = Field({}, description="metric -> value; null when it was not finite")
+    metric: Fact | None = Field(None, description="the metric that the run is judged by")
+    better: Literal["lower", "higher"] | None = Field(None, description="which way that metric is good")
     select: Fact = Field("last", description="which parameters the score is of: last, best_valid or best_test")
     step: Count | None = None
 
@@ -244,22 +247,19 @@ class RunRecord(Frozen):
 
     def to_json(self) -> bytes:
         """Return the bytes of ``run.json``."""
-        return write_json(self.model_dump(mode="json"))
+        return write_sealed(self.model_dump(mode="json"))
 
     @classmethod
     def from_json(cls, data: bytes, place: str) -> RunRecord:
         """Read the bytes of a ``run.json``, upgrading one of an older schema.
 
         Raises:
-            CorruptData: when it is empty, truncated, no strict JSON, of a newer schema or not a record.
+            CorruptData: when it is empty, truncated, edited, no strict JSON, of a newer schema or not a record.
         """
-        values = read_json(data, place)
-        if not isinstance(values, dict):
-            raise CorruptData(f"{place}: holds {type(values).__name__}, not a record")
-        if values.get("schema_version") != RECORD_SCHEMA:
-            values = _upgraded(values, place)
-            data = write_json(values)
-        return validated(cls, data, place)
+        values, text = read_sealed(data, place, RECORD_SCHEMA)
+        if values["schema_version"] != RECORD_SCHEMA:
+            text = write_json(_upgraded(values, place))
+        return validated(cls, text, place)
 
 
 def now() -> str:
@@ -285,14 +285,7 @@ def validated(model: type[Model], data: bytes, place: str) -> Model:
 
 def _upgraded(values: dict[str, Any], place: str) -> dict[str, Any]:
     """Bring a record of an older schema up to the present one."""
-    version = values.get("schema_version")
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise CorruptData(f"{place}: schema_version {quoted(version)} is not a version number")
-    if version > RECORD_SCHEMA:
-        raise CorruptData(
-            f"{place}: schema version {version} is newer than {RECORD_SCHEMA}, the newest that this rnnbench reads; "
-            "install a newer rnnbench"
-        )
+    version = values["schema_version"]
     while version < RECORD_SCHEMA:
         if version not in UPGRADES:
             raise CorruptData(
@@ -314,6 +307,44 @@ def write_json(value: Any) -> bytes:
         ValueError: when it holds a NaN or an infinity.
     """
     return (json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode()
+
+
+def write_sealed(values: Mapping[str, Any]) -> bytes:
+    """Return a table as JSON whose last key, ``sha256``, is the hash of the rest, so that any change shows.
+
+    Raises:
+        ValueError: when it holds a NaN or an infinity.
+    """
+    return write_json({**values, "sha256": hashlib.sha256(_compact(values)).hexdigest()})
+
+
+def read_sealed(data: bytes, place: str, newest: int) -> tuple[dict[str, Any], bytes]:
+    """Read what `write_sealed` wrote; return the table and its JSON, both without the hash.
+
+    Raises:
+        CorruptData: when it is no strict JSON, its ``schema_version`` is none or above `newest`, or something in it
+            was changed.
+    """
+    values = read_json(data, place)
+    if not isinstance(values, dict):
+        raise CorruptData(f"{place}: holds {type(values).__name__}, not a table of facts")
+    version = values.get("schema_version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise CorruptData(f"{place}: schema_version {quoted(version)} is not a version number")
+    if version > newest:
+        raise CorruptData(
+            f"{place}: schema version {version} is newer than {newest}, the newest that this rnnbench reads; "
+            "install a newer rnnbench"
+        )
+    seal = values.pop("sha256", None)
+    text = _compact(values)
+    if seal != hashlib.sha256(text).hexdigest():
+        raise CorruptData(f"{place}: was changed after it was written; its own sha256 does not fit it")
+    return values, text
+
+
+def _compact(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, separators=(",", ":"), allow_nan=False).encode()
 
 
 def read_json(data: bytes, place: str) -> Any:

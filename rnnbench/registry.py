@@ -45,7 +45,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "torch": "rnnbench.backends.torch:TorchBackend",
         "jax": "rnnbench.backends.jax:JaxBackend",
     },
-    "analyzers": {},
+    "analyzers": {
+        "summary": "rnnbench_analyzers.summary:summarize",
+        "curves": "rnnbench_analyzers.curves:learning_curves",
+    },
     "suites": {"quickstart": "rnnbench_suites:quickstart.toml"},
 }
 

@@ -217,19 +217,19 @@ class SuiteSpec(Frozen):
         if total > MAX_RUNS:
             raise BadInput(f"{where or 'grid'}: {total:,} runs are more than the {MAX_RUNS:,} that one suite may have")
         swept = [key for key, values in self.grid.items() if len(values) > 1]
-        short = _short_names(swept)
+        pieces = {key: _pieces(key, swept, self.grid[key]) for key in swept}
         runs: list[Arm] = []
         taken: dict[tuple[str, str], str] = {}
         for arm in self.arms or (None,):
             settings = arm.settings if arm else {}
             start = merged(merged({}, self.base, where), settings, where)
-            for values in itertools.product(*self.grid.values()):
-                point = dict(zip(self.grid, values, strict=True))
+            for indices in itertools.product(*(range(len(values)) for values in self.grid.values())):
+                at = dict(zip(self.grid, indices, strict=True))
+                point = {key: self.grid[key][index] for key, index in at.items()}
                 here = f"{where}: arm {arm.label}" if arm and where else where
                 table = merged(start, point, here)
-                label = " ".join(
-                    [arm.label if arm else _default_label(table), *(f"{short[k]}={_brief(point[k])}" for k in swept)]
-                )
+                named = arm.label if arm else _default_label({k: v for k, v in start.items() if k not in swept})
+                label = " ".join([named, *(pieces[key][at[key]] for key in swept)]).strip()
                 first = _parsed(RunSpec, table, here)
                 content = canonical_json(first.canonical())
                 for backend in (arm.backends if arm else None) or self.backends:
@@ -452,13 +452,21 @@ def _parsed(model: type[ParsedT], values: Mapping[str, Any], place: str) -> Pars
 
 def _default_label(table: Mapping[str, Any]) -> str:
     named = [_component(table.get(key)).get("name") for key in ("task", "cell")]
-    return " ".join(str(name) for name in [*named, table.get("model")] if name) or "run"
+    return " ".join(str(name) for name in [*named, table.get("model")] if name)
 
 
-def _short_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the last part of each key, or the whole key where two end alike."""
-    last = [key.rpartition(".")[2] for key in keys]
-    return {key: short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)}
+def _pieces(key: str, swept: Sequence[str], values: Sequence[Any]) -> list[str]:
+    """Say each value of a swept key in a label: components by name where that tells them apart, others as key=value.
+
+    The key is cut down to its last part, unless another swept key ends alike.
+    """
+    if key in _COMPONENTS:
+        names = [str(_component(value).get("name")) for value in values]
+        if len(set(names)) == len(names):
+            return names
+    last = key.rpartition(".")[2]
+    alike = sum(other.rpartition(".")[2] == last for other in swept) > 1
+    return [f"{key if alike else last}={_brief(value)}" for value in values]
 
 
 def _brief(value: Any) -> str:

@@ -17,7 +17,7 @@ from rnnbench.cli.groups import LazyGroup
 
 COMMANDS = {
     "run": ("rnnbench.cli.run:run", "Train: a suite, a TOML file, or a task with a cell or a model."),
-    "list": ("rnnbench.cli.list:list_things", "List what there is: tasks, cells, suites and so on."),
+    "list": ("rnnbench.cli.listing:list_things", "List what there is: tasks, cells, suites and so on."),
     "show": ("rnnbench.cli.show:show", "Show one thing: its equation, source and parameters."),
     "parity": ("rnnbench.cli.parity:parity", "Compare torch with JAX on the same run, step by step."),
     "results": ("rnnbench.cli.results:results", "List, show, export, import, verify and clean finished runs."),
@@ -61,7 +61,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, wanted: b
         context.exit()
 
 
-@click.command(cls=Root, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("rnnbench", cls=Root, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Print the version."

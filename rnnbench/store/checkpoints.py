@@ -18,7 +18,7 @@ from pydantic import Field, JsonValue, field_validator
 from rnnbench.arrays import NDArray
 from rnnbench.component import Frozen
 from rnnbench.errors import CorruptData, quoted
-from rnnbench.record import FILE_NAME, Count, FileHash, Sha256, read_json, validated, write_json
+from rnnbench.record import FILE_NAME, Count, FileHash, Sha256, read_sealed, validated, write_sealed
 from rnnbench.store.arrays import pack_arrays, unpack_arrays
 from rnnbench.store.files import (
     discard,
@@ -82,16 +82,10 @@ class CheckpointFacts(Frozen):
         """Read the bytes of a ``checkpoint.json``.
 
         Raises:
-            CorruptData: when it is empty, truncated, no strict JSON, or of another schema version.
+            CorruptData: when it is empty, truncated, edited, no strict JSON, or of a newer schema.
         """
-        values = read_json(data, place)
-        version = values.get("schema_version") if isinstance(values, dict) else None
-        if version != CHECKPOINT_SCHEMA:
-            raise CorruptData(
-                f"{place}: schema version {quoted(version)} is not {CHECKPOINT_SCHEMA}, the one that this rnnbench "
-                "reads; go on with the rnnbench that wrote it"
-            )
-        facts = validated(cls, data, place)
+        _, text = read_sealed(data, place, CHECKPOINT_SCHEMA)
+        facts = validated(cls, text, place)
         if facts.position.get("step") != facts.step:
             raise CorruptData(f"{place}: its position's step {quoted(facts.position.get('step'))} is not {facts.step}")
         return facts
@@ -181,7 +175,7 @@ def save_checkpoint(
     facts = CheckpointFacts(
         digest=digest, step=step, position=dict(position), arrays=hash_of(data), files=dict(sorted(files.items()))
     )
-    text = write_json(facts.model_dump(mode="json"))
+    text = write_sealed(facts.model_dump(mode="json"))
     if (folder / OLD_FACTS).exists() or (folder / OLD_ARRAYS).exists():
         settle(folder, digest)  # an earlier try of this process failed half-way
     with disk_errors(folder / ARRAYS, "writing the checkpoint"):

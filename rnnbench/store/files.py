@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -121,16 +122,16 @@ def read_file(path: Path, limit: int | None = None) -> bytes | None:
         return None
     except OSError as error:
         raise _translated(error, path, "reading") from error
-    with open(handle, "rb") as file:
-        import stat
-
-        facts = os.fstat(file.fileno())
+    try:
+        facts = os.fstat(handle)
         if not stat.S_ISREG(facts.st_mode):
             raise CorruptData(f"{shown(path)}: is not a plain file")
         if limit is not None and facts.st_size > limit:
             raise CorruptData(f"{shown(path)}: holds {facts.st_size} bytes, more than the {limit} that it may")
-        with disk_errors(path, "reading"):
+        with disk_errors(path, "reading"), open(handle, "rb", closefd=False) as file:
             return file.read()
+    finally:
+        os.close(handle)
 
 
 def hash_of(data: bytes) -> FileHash:

@@ -144,8 +144,8 @@ def load_mnist() -> Mnist:
             ) from error
     if found is None:
         raise BadInput(
-            f"mnist: no {MNIST_FILES['train_images'].name} in {quoted(str(data_root()))}; `rnnbench data fetch mnist` "
-            "downloads the four files, --data-dir names a directory that holds them"
+            f"mnist: no {MNIST_FILES['train_images'].name} in {quoted(str(data_root()), 120)}; "
+            "`rnnbench data fetch mnist` downloads the four files, --data-dir names a directory that holds them"
         )
     stamps = tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in found.values())
     return _read_mnist(tuple(found.items()), stamps)
@@ -159,7 +159,9 @@ def _read_mnist(paths: tuple[tuple[str, Path], ...], _stamps: tuple[tuple[int, i
         arrays[key] = array.reshape(len(array), -1) if array.ndim > 1 else array
         if array.ndim == 1 and int(array.max()) > 9:
             place = int(np.argmax(array > 9))
-            raise CorruptData(f"{quoted(str(path))}: label {int(array[place])} at place {place}; labels are 0 to 9")
+            raise CorruptData(
+                f"{quoted(str(path), 120)}: label {int(array[place])} at place {place}; labels are 0 to 9"
+            )
     return Mnist(arrays, hashes)
 
 
@@ -178,7 +180,7 @@ def _complete(directory: Path) -> dict[str, Path]:
     for key, file in MNIST_FILES.items():
         here = [directory / name for name in file.names if (directory / name).is_file()]
         if not here:
-            raise BadInput(f"mnist: {quoted(str(directory))} holds some of the four files but no {file.name}")
+            raise BadInput(f"mnist: {quoted(str(directory), 120)} holds some of the four files but no {file.name}")
         found[key] = here[0]
     return found
 

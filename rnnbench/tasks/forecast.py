@@ -298,11 +298,15 @@ def _standardize(column: NDArray, end: int, name: str, place: str) -> tuple[NDAr
 
 @lru_cache(maxsize=1)
 def mackey_glass() -> tuple[float, ...]:
-    """Return 2,000 values of the Mackey-Glass series at unit spacing, after 500 that are dropped.
+    """Return 2,000 values of the Mackey-Glass series at unit spacing, after 500 that are dropped."""
+    return tuple(_mackey_glass(2500)[500:])
 
-    ds/dt = 0.2 s(t-17) / (1 + s(t-17)^10) - 0.1 s(t) with s = 1.2 up to t = 0, by the classical Runge-Kutta method with
-    step 0.1; halfway between two steps the delayed value is the mean of its neighbours. The power is a product of
-    squares, so that the series, which is chaotic, does not depend on a platform's pow.
+
+def _mackey_glass(units: int) -> list[float]:
+    """Solve ds/dt = 0.2 s(t-17) / (1 + s(t-17)^10) - 0.1 s(t) with s = 1.2 up to t = 0, at t = 0, 1, .. units - 1.
+
+    By the classical Runge-Kutta method with step 0.1; halfway between two steps the delayed value is the mean of its
+    neighbours. The power is a product of squares: the series is chaotic and must not depend on a platform's pow.
     """
     per_unit, tau, step = 10, 170, 0.1
     s = [1.2] * (tau + 1)
@@ -312,7 +316,7 @@ def mackey_glass() -> tuple[float, ...]:
         fourth = square * square
         return 0.2 * delayed / (1.0 + fourth * fourth * square) - 0.1 * now
 
-    for k in range(2499 * per_unit):
+    for k in range((units - 1) * per_unit):
         now, before, after = s[-1], s[k], s[k + 1]
         half = 0.5 * (before + after)
         k1 = slope(now, before)
@@ -320,4 +324,4 @@ def mackey_glass() -> tuple[float, ...]:
         k3 = slope(now + 0.5 * step * k2, half)
         k4 = slope(now + step * k3, after)
         s.append(now + step * (k1 + 2.0 * k2 + 2.0 * k3 + k4) / 6.0)
-    return tuple(s[tau + 500 * per_unit :: per_unit])
+    return s[tau::per_unit]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import click
 import pytest
 
 from rnnbench import errors
+from rnnbench.cli.common import emit_json
 from rnnbench.cli.exits import Terminated, describe_error
 
 DISK_FULL = OSError(errno.ENOSPC, "No space left on device", "run.json")
@@ -76,6 +76,12 @@ Root(name="rnnbench", table={{"act": ("acting:act", "Act.")}}, callback=command,
     click.Option(["--debug"], is_flag=True)]).main(sys.argv[1:], "rnnbench")
 """
 
+
+def _hear_interrupts() -> None:
+    """Undo what a background process inherits: SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 Act = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -87,7 +93,7 @@ def act(tmp_path: Path) -> Act:
         file = tmp_path / "script.py"
         file.write_text(SCRIPT.format(body=body))
         command = [sys.executable, str(file), *(args or ("act",))]
-        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts)
 
     return start
 
@@ -114,8 +120,8 @@ def test_debug_shows_the_traceback_and_then_the_line(act: Act) -> None:
 )
 def test_signals_end_a_command_in_order(act: Act, number: int, status: int, line: str) -> None:
     process = act(
-        "import time; print('ready', flush=True)\n"
-        "    try: time.sleep(60)\n"
+        "import time\n"
+        "    try: print('ready', flush=True), time.sleep(60)\n"
         "    finally: print('put in order', flush=True)"
     )
     assert process.stdout is not None
@@ -169,9 +175,6 @@ def test_any_encoding_of_the_terminal_will_do(tmp_path: Path, encoding: str) -> 
     assert process.stdout.startswith(b"task forecast")
 
 
-def test_json_is_strict(tmp_path: Path) -> None:
-    from rnnbench.cli.common import emit_json
-
+def test_json_is_strict() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         emit_json({"loss": float("nan")})
-    assert json.dumps(None) == "null"

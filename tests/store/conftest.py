@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from rnnbench.record import Environment, Resolved, RunRecord, Status, Summary
 from rnnbench.store import RunFolder, Store, checkpoints, files
 
 
-def digest(name: str | int) -> str:
+def digest_of_name(name: str | int) -> str:
     return hashlib.sha256(str(name).encode()).hexdigest()
 
 
@@ -38,7 +37,7 @@ ENVIRONMENT = Environment(
 def make_record() -> Callable[..., RunRecord]:
     def make(**changes: Any) -> RunRecord:
         values: dict[str, Any] = {
-            "digest": digest("run"),
+            "digest": digest_of_name("run"),
             "suite": "suite",
             "spec": {"task": {"name": "copy", "delay": 9}, "cell": {"name": "lstm"}, "seed": 3},
             "resolved": Resolved(device="cpu", path="fused", precision="float32", components={"task": 1}),
@@ -62,7 +61,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def folder(store: Store) -> RunFolder:
-    return store.folder("suite", digest("run"))
+    return store.folder("suite", digest_of_name("run"))
 
 
 @pytest.fixture
@@ -70,14 +69,14 @@ def finished(store: Store, make_record: Callable[..., RunRecord]) -> Callable[..
     """Make a whole run, with metrics, a signal and both sets of parameters."""
 
     def finish(name: str | int = "run", suite: str = "suite", rows: int = 2, **changes: Any) -> RunFolder:
-        run = store.folder(suite, digest(name))
+        run = store.folder(suite, digest_of_name(name))
         with run.lock():
             writer = run.writer()
             writer.metrics([row(step) for step in range(rows)])
             writer.signal("gradient_norm", ("time",), "", np.arange(4, dtype=np.float32), 1)
             writer.save_parameters("best", {"w": np.ones(3)})
             writer.save_parameters("final", {"w": np.zeros(3)})
-            writer.finish(make_record(digest=digest(name), suite=suite, **changes))
+            writer.finish(make_record(digest=digest_of_name(name), suite=suite, **changes))
         return run
 
     return finish
@@ -95,6 +94,7 @@ class FaultyOS:
         code: the operating system's error to raise there; None kills instead, and then nothing works any more.
     """
 
+    Killed = Killed
     CHANGES = ("open", "write", "fsync", "replace", "unlink", "makedirs")
 
     def __init__(self, strike: int | None = None, code: int | None = None) -> None:
@@ -135,6 +135,3 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Callable[..., FaultyOS]:
         return fake
 
     return install
-
-
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)

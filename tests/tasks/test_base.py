@@ -92,7 +92,9 @@ def test_the_order_does_not_depend_on_the_batch_size_or_on_earlier_calls() -> No
     assert small == large
     jumping = Numbers().open(3, 0, DataSpec(batch_size=2), 4)
     steps = [29, 0, 14, 7, 28, 1]
-    assert [jumping.batch("train", s).targets[:, 0].tolist() for s in steps] == [small[2 * s : 2 * s + 2] for s in steps]
+    assert [jumping.batch("train", s).targets[:, 0].tolist() for s in steps] == [
+        small[2 * s : 2 * s + 2] for s in steps
+    ]
 
 
 def test_subset_of_the_training_part() -> None:

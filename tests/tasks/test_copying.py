@@ -60,7 +60,12 @@ def test_sequences_are_the_papers(layout: str, T: int, K: int, M: int) -> None:
 
 @pytest.mark.parametrize(
     ("layout", "delimiter", "first_target", "length", "n_in", "n_out"),
-    [("A", 109, 110, 120, 10, 9), ("B", 110, 110, 120, 10, 9), ("C", 110, 111, 121, 10, 10), ("D", 109, 110, 120, 1, 10)],
+    [
+        ("A", 109, 110, 120, 10, 9),
+        ("B", 110, 110, 120, 10, 9),
+        ("C", 110, 111, 121, 10, 10),
+        ("D", 109, 110, 120, 1, 10),
+    ],
 )
 def test_places_at_a_delay_of_100(
     layout: str, delimiter: int, first_target: int, length: int, n_in: int, n_out: int
@@ -102,7 +107,8 @@ def test_variable_delay(layout: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("T", "loss"), [(100, 0.173287), (200, 0.094520), (300, 0.064983), (500, 0.039989), (1000, 0.020387), (2000, 0.010294)]
+    ("T", "loss"),
+    [(100, 0.173287), (200, 0.094520), (300, 0.064983), (500, 0.039989), (1000, 0.020387), (2000, 0.010294)],
 )
 def test_known_timing_baseline_is_the_published_one(T: int, loss: float) -> None:
     task = Copy(delay=T)

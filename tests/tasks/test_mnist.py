@@ -90,7 +90,9 @@ def test_steps_are_the_pixels(made_up_mnist: dict[str, NDArray], by: str, name: 
         assert batch.targets[b] == made_up_mnist["train_labels"][row]
 
 
-@pytest.mark.parametrize(("split", "train"), [("50k/10k", 50000), ("55k/5k", 55000), ("57k/3k", 57000), ("60k/0", 60000)])
+@pytest.mark.parametrize(
+    ("split", "train"), [("50k/10k", 50000), ("55k/5k", 55000), ("57k/3k", 57000), ("60k/0", 60000)]
+)
 def test_splits(made_up_mnist: dict[str, NDArray], split: str, train: int) -> None:
     task = make(by="row", split=split)
     assert task.sizes() == {"train": train, "valid": 60000 - train, "test": 10000}

@@ -1,0 +1,142 @@
+"""Learning curves: a panel a task, a line an arm and backend, the trivial predictors' scores drawn in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLUMNS = 2
+DASHES = {"torch": (1, 0), "jax": (3, 1.5)}
+
+
+def learning_curves(runs: pd.DataFrame, metrics: pd.DataFrame, title: str = "") -> Figure:
+    """Draw each task's metric against the training step.
+
+    Lines are medians over seeds, bands the range of all seeds. Colours are of cells and techniques, dashes of backends;
+    grey dotted lines are baselines. A score that can be drawn on a logarithmic axis and spans more than a factor of
+    thirty is.
+
+    Args:
+        runs: as `rnnbench_analyzers.summary.summarize` takes it, with a column ``label``.
+        metrics: likewise.
+        title: above all panels.
+    """
+    import seaborn as sns
+    from matplotlib.figure import Figure
+
+    runs = runs.assign(panel=_panels(runs), arm=_arms(runs))
+    panels = list(dict.fromkeys(runs["panel"]))
+    columns = min(COLUMNS, max(1, len(panels)))
+    lines = -(-len(panels) // columns)
+    with sns.axes_style("ticks"), sns.plotting_context("notebook", font_scale=0.85):
+        figure = Figure(figsize=(5.6 * columns, 3.5 * lines + 0.9), layout="constrained")
+        arms = list(dict.fromkeys(runs["arm"]))
+        colours = dict(zip(arms, sns.color_palette("colorblind", len(arms)), strict=True))
+        for index, panel in enumerate(panels):
+            axes = figure.add_subplot(lines, columns, index + 1)
+            _panel(axes, runs[runs["panel"] == panel], metrics, str(panel), colours)
+        _legend(figure, colours, list(dict.fromkeys(runs["backend"])))
+    if title:
+        figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _panel(
+    axes: Axes, runs: pd.DataFrame, metrics: pd.DataFrame, panel: str, colours: dict[str, tuple[float, ...]]
+) -> None:
+    import seaborn as sns
+
+    metric = str(runs["metric"].iloc[0])
+    split = str(runs["eval.split"].iloc[0]) if "eval.split" in runs and runs["eval.split"].notna().iloc[0] else "valid"
+    wanted = metrics[(metrics["metric"] == metric) & (metrics["split"] == split)]
+    table = wanted[["digest", "step", "value"]].merge(runs[["digest", "arm", "backend"]], on="digest")
+    table = table[np.isfinite(table["value"])].reset_index(drop=True)
+    if len(table):
+        sns.lineplot(
+            table,
+            x="step",
+            y="value",
+            hue="arm",
+            style="backend",
+            palette=colours,
+            dashes={name: DASHES.get(name, (1, 1)) for name in table["backend"].unique()},
+            estimator="median",
+            errorbar=("pi", 100),
+            err_kws={"alpha": 0.12, "linewidth": 0},
+            linewidth=1.6,
+            legend=False,
+            ax=axes,
+        )
+    marks = _baselines(runs, metric)
+    smallest = min([*table["value"], *marks.values()], default=0.0)
+    largest = max([*table["value"], *marks.values()], default=1.0)
+    if smallest > 0 and largest / smallest > 30:
+        axes.set_yscale("log")
+    for name, value in marks.items():
+        axes.axhline(value, color="0.45", linestyle=":", linewidth=1.2, zorder=1)
+        axes.annotate(
+            f"baseline: {name.replace('_', ' ')}",
+            (0.995, value),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 2),
+            textcoords="offset points",
+            ha="right",
+            va="bottom",
+            fontsize="x-small",
+            color="0.3",
+        )
+    better = runs["better"].iloc[0]
+    axes.set(title=panel, xlabel="training step", ylabel=f"{metric.replace('_', ' ')} ({split}, {better} is better)")
+    axes.margins(x=0.01)
+    sns.despine(ax=axes)
+
+
+def _baselines(runs: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Return the trivial predictors' scores; of two that are all but equal the first."""
+    prefix, found = f"baseline.{metric}.", {}
+    for column in runs.columns:
+        if str(column).startswith(prefix) and runs[column].notna().any():
+            value = float(runs[column].dropna().iloc[0])
+            if all(abs(value - other) > 0.02 * max(abs(value), abs(other)) for other in found.values()):
+                found[str(column).removeprefix(prefix)] = value
+    return found
+
+
+def _legend(figure: Figure, colours: dict[str, tuple[float, ...]], backends: list[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    marks: list[Any] = [Line2D([], [], color=colour, linewidth=2, label=arm) for arm, colour in colours.items()]
+    marks += [
+        Line2D([], [], color="0.3", linewidth=1.6, label=name, dashes=DASHES.get(name, (1, 1)))
+        if name != "torch"
+        else Line2D([], [], color="0.3", linewidth=1.6, label=name)
+        for name in backends
+    ]
+    figure.legend(handles=marks, loc="outside lower center", ncols=min(8, len(marks)), frameon=False)
+
+
+def _panels(runs: pd.DataFrame) -> list[str]:
+    """Name each run's panel: its task with the parameters that were set."""
+    own = [column for column in runs.columns if str(column).startswith("task.")]
+    names = []
+    for _, run in runs.iterrows():
+        set_here = [f"{c.removeprefix('task.')} {run[c]:g}" if isinstance(run[c], float) else f"{c.removeprefix('task.')} {run[c]}"
+                    for c in own if run[c] is not None and run[c] == run[c]]
+        names.append(", ".join([str(run["task"]), *set_here]))
+    return names
+
+
+def _arms(runs: pd.DataFrame) -> list[str]:
+    """Name what a line stands for: the cell or model, and its techniques."""
+    names = []
+    for _, run in runs.iterrows():
+        what = run["cell"] if isinstance(run["cell"], str) else f"{run['model']} (unmatched)"
+        techniques = run.get("techniques") or ""
+        names.append(f"{what} + {techniques}" if techniques else str(what))
+    return names

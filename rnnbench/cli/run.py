@@ -1,0 +1,247 @@
+"""``rnnbench run``: train a suite, a TOML file, or a task with a cell or a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from rnnbench.cli.common import data_dir_option, emit_json, json_option, print_table, printable, results_option
+from rnnbench.cli.progress import watching
+from rnnbench.cli.spec_options import Choice, spec_options
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rnnbench.engine import Options, Outcome
+
+FIGURE = "learning-curves.png"
+
+
+@click.command()
+@spec_options
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes at work; by default all processors.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads a run; by default a fair share.")
+@click.option(
+    "--checkpoint-every",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time between a run's checkpoints.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be run, and run nothing.")
+@click.option("--figure/--no-figure", default=True, show_default=True, help="Draw learning curves at the end.")
+@data_dir_option
+@results_option
+@json_option
+def run(
+    choice: Choice,
+    jobs: int | None,
+    threads: int | None,
+    checkpoint_every: float,
+    dry_run: bool,
+    figure: bool,
+    results: Path,
+    as_json: bool,
+) -> None:
+    """Train, and show what came out.
+
+    Give a suite (see rnnbench list suites), a TOML file, or --task with --cell or --model. What is done already is not
+    done again; what was interrupted goes on from its last checkpoint. Exit status 1 when a run failed or diverged.
+    """
+    from rnnbench.engine import Options, execute, plan
+    from rnnbench.engine.execute import processors
+    from rnnbench.store import Store
+
+    suite = choice.suite()
+    arms = suite.expand(None if choice.suite_name is not None else "")
+    planned = plan(arms, suite.name)
+    store = Store(results, read_only=dry_run)
+    done = [store.folder(each.suite, each.experiment.digest).is_done() for each in planned]
+    waiting = len({p.experiment.digest for p, ready in zip(planned, done, strict=True) if not ready})
+    options = Options(jobs or max(1, min(processors(), waiting)), threads, checkpoint_every)
+    if not as_json:
+        total = len({p.experiment.digest for p in planned})
+        click.echo(f"{printable(suite.title or suite.name)}: {total} runs, {waiting} to run", err=True)
+    if dry_run:
+        _show_plan([(p.title, p.experiment.digest, ready) for p, ready in zip(planned, done, strict=True)], as_json)
+        return
+    with watching(waiting, quiet=as_json) as watcher:
+        outcomes = execute(planned, store, options, watcher)
+    _conclude(outcomes, results, suite.name, figure, fresh=waiting > 0, as_json=as_json, options=options)
+
+
+def _show_plan(rows: Sequence[tuple[str, str, bool]], as_json: bool) -> None:
+    if as_json:
+        emit_json([{"run": title, "digest": digest, "done": ready} for title, digest, ready in rows])
+        return
+    print_table(
+        [("run", "name"), ("digest", "name"), ("state", "name")],
+        [(title, digest[:12], "done" if ready else "to run") for title, digest, ready in rows],
+    )
+
+
+def _conclude(
+    outcomes: Sequence[Outcome],
+    results: Path,
+    suite: str,
+    figure: bool,
+    *,
+    fresh: bool,
+    as_json: bool,
+    options: Options,
+) -> None:
+    """Print the table, draw the curves, and end with the right status."""
+    failed = [outcome for outcome in outcomes if not outcome.ok]
+    runs, metrics = _frames(outcomes, results, suite)
+    rows: list[dict[str, Any]] = []
+    drawn: Path | None = None
+    if len(runs):
+        from rnnbench import registry
+
+        table = registry.load("analyzers", "summary")(runs, metrics)
+        rows = [_plain(row) for row in table.to_dict("records")]
+        target = results / suite / FIGURE
+        if figure and (fresh or not target.exists()):
+            drawn = _draw(runs, metrics, suite, target)
+        elif target.exists():
+            drawn = target
+    if as_json:
+        emit_json(
+            {
+                "suite": suite,
+                "jobs": options.jobs,
+                "runs": [_run_json(outcome) for outcome in outcomes],
+                "summary": rows,
+                "figure": None if drawn is None else str(drawn),
+            }
+        )
+    else:
+        if rows:
+            _print_summary(rows)
+        if drawn is not None:
+            click.echo(f"learning curves: {printable(drawn)}")
+        click.echo(f"records: {printable(results / suite)}")
+        for outcome in failed:
+            if outcome.error is not None:
+                click.echo(f"{printable(outcome.planned.title)}: {printable(outcome.error)}", err=True)
+    if failed:
+        _fail(failed)
+
+
+def _fail(failed: Sequence[Outcome]) -> None:
+    """Raise the one thing that went wrong, or that several did."""
+    from rnnbench.errors import RunFailed
+    from rnnbench.record import Status
+
+    errors = [outcome.error for outcome in failed if outcome.error is not None]
+    if errors and len({error.exit_status for error in errors}) == 1 and len(errors) == len(failed):
+        # all for one reason: its own exit status says which
+        if len(failed) == 1:
+            raise errors[0]
+        first = type(errors[0])
+        raise (first if first.__init__ is RunFailed.__init__ else RunFailed)(f"{len(failed)} runs could not be done")
+    diverged = sum(o.record is not None and o.record.status == Status.DIVERGED for o in failed)
+    parts = [f"{diverged} diverged"] * bool(diverged) + [f"{len(failed) - diverged} failed"] * (len(failed) > diverged)
+    raise RunFailed(f"of {'the' if len(failed) == 1 else len(failed)} unsuccessful runs, {' and '.join(parts)}")
+
+
+def _frames(outcomes: Sequence[Outcome], results: Path, suite: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the runs and their metrics, each run by its label."""
+    import pandas as pd
+
+    from rnnbench import load_results
+
+    labels = {o.planned.experiment.digest: o.planned.label for o in outcomes if o.record is not None}
+    if not labels:
+        return pd.DataFrame(), pd.DataFrame()
+    folder = results / suite
+    runs = load_results(folder, kind="runs")
+    runs = runs[runs["digest"].isin(labels)]
+    order = {digest: index for index, digest in enumerate(labels)}
+    runs = runs.assign(label=runs["digest"].map(labels), order=runs["digest"].map(order)).sort_values("order")
+    metrics = load_results(folder)
+    return runs.reset_index(drop=True), metrics[metrics["digest"].isin(labels)]
+
+
+def _draw(runs: pd.DataFrame, metrics: pd.DataFrame, suite: str, target: Path) -> Path:
+    import io
+
+    from rnnbench import registry
+    from rnnbench.store.files import write_file
+
+    figure = registry.load("analyzers", "curves")(runs, metrics, suite)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    write_file(target, buffer.getvalue())
+    return target
+
+
+def _print_summary(rows: Sequence[dict[str, Any]]) -> None:
+    several = any(row["difference"] is not None for row in rows)
+    columns: list[tuple[str, Any]] = [
+        ("run", "name"),
+        ("backend", "name"),
+        ("metric", "name"),
+        ("median [range]", "number"),
+        ("baseline", "number"),
+        ("solved", "number"),
+        ("at step", "number"),
+        ("seconds", "number"),
+    ]
+    if several:
+        columns.append(("torch-jax", "number"))
+    print_table(columns, [_cells(row, several) for row in rows])
+    notes = ["median and range over seeds; seconds are the median of a run, compilation included"]
+    if several:
+        notes.append("torch-jax: largest relative difference of the training loss in the first ten steps")
+    if any(row["same_inputs"] is False for row in rows):
+        notes.append("WARNING: some runs' first batches differ between backends; see rnnbench parity")
+    if not all(row["matched"] for row in rows):
+        notes.append("unmatched: a user's own model, not the same experiment on every backend")
+    for note in notes:
+        click.echo(note)
+
+
+def _cells(row: dict[str, Any], several: bool) -> list[str]:
+    spread = f" [{_short(row['low'])}, {_short(row['high'])}]" if row["runs"] > 1 else ""
+    when = row["median_steps_to_solve"]
+    cells = [
+        row["label"] + ("" if row["matched"] else " (unmatched)"),
+        row["backend"],
+        str(row["metric"]).replace("_", " "),
+        f"{_short(row['median'])}{spread}" + (f" ({row['diverged']} diverged)" if row["diverged"] else ""),
+        _short(row["baseline"]),
+        f"{row['solved']}/{row['runs']}" if row["stops"] else "-",
+        "-" if when is None else f"{when:.0f}",
+        f"{row['seconds']:.1f}",
+    ]
+    if several:
+        cells.append("-" if row["difference"] is None else f"{row['difference']:.1e}")
+    return cells
+
+
+def _short(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row as JSON holds it: what is not a finite number is null."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+    }
+
+
+def _run_json(outcome: Outcome) -> dict[str, Any]:
+    record = outcome.record
+    return {
+        "run": outcome.planned.title,
+        "digest": outcome.planned.experiment.digest,
+        "already": outcome.already,
+        "error": None if outcome.error is None else str(outcome.error),
+        "record": None if record is None else record.model_dump(mode="json"),
+    }
