@@ -80,7 +80,7 @@ def load(kind: str, name: str, place: str | None = None) -> Any:
         point = plugins(kind)[name]
         try:
             return point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise BadInput(
                 f"{place}: plug-in {quoted(name)} ({quoted(point.value)}) cannot be loaded; {one_line(error)}"
             ) from error

@@ -143,6 +143,12 @@ class RunSpec(Frozen):
     budget: BudgetSpec = BudgetSpec(steps=1000)
     record: RecordSpec = RecordSpec()
 
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _adam(cls, value: Any) -> Any:
+        """Setting a parameter alone is of the default optimizer's."""
+        return {"name": "adam", **value} if isinstance(value, Mapping) and "name" not in value else value
+
     @field_validator("device")
     @classmethod
     def _device(cls, value: str) -> str:

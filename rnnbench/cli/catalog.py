@@ -57,7 +57,7 @@ def entry(kind: str, name: str) -> Entry:
             return _suite(name, origin)
         thing = registry.load(kind, name)
         return Entry(kind, name, _version(kind, thing), summary_of(thing), getattr(thing, "source", ""), origin)
-    except Exception as error:  # a plug-in may fail in any way, and must not take the list down with it
+    except (Exception, SystemExit) as error:  # a plug-in may fail in any way, and must not take the list down with it
         text = str(error) if isinstance(error, BadInput) else registry.one_line(error)
         return Entry(kind, name, None, "", "", origin, error=text + cure_of(error))
 
@@ -109,7 +109,7 @@ def device_rows() -> list[dict[str, Any]]:
         try:
             found = registry.load("backends", name)().devices()
             rows += [{"backend": name, "device": d.name, "available": d.available, "detail": d.detail} for d in found]
-        except Exception as error:  # a broken backend is one row, and the others still answer
+        except (Exception, SystemExit) as error:  # a broken backend is one row, and the others still answer
             text = str(error) if isinstance(error, BadInput) else registry.one_line(error)
             rows.append({"backend": name, "device": "", "available": False, "detail": text + cure_of(error)})
     return rows

@@ -17,7 +17,7 @@ from rnnbench.record import Status
 from rnnbench.store import RunFolder, Store
 from rnnbench.store.files import shown
 from rnnbench.store.frames import run_columns
-from rnnbench.store.inspect import CLEANABLE, Standing, State, removable, remove, standing, verify
+from rnnbench.store.inspect import CLEANABLE, Standing, State, removable, remove, standing, verify_run
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -118,7 +118,7 @@ def verify_runs(digests: tuple[str, ...], results: Path, as_json: bool, **wanted
     Exit status 3 when there is any such thing.
     """
     found = selected(_existing(results), digests, wanted)
-    faults = [fault for now in found for fault in verify(now.folder)]
+    faults = [fault for now in found for fault in verify_run(now.folder)]
     if as_json:
         emit_json(
             {

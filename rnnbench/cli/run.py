@@ -231,9 +231,7 @@ def _short(value: float | None) -> str:
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row as JSON holds it: what is not a finite number is null."""
-    return {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-    }
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 
 def _run_json(outcome: Outcome) -> dict[str, Any]:

@@ -245,6 +245,8 @@ def _listed(place: str, text: str) -> list[str]:
     if not all(names):
         raise BadInput(f"{place}: {quoted(text)} has an empty name")
     for name in names:
+        if not name.isprintable():
+            raise BadInput(f"{place}: {quoted(name)} is not a name")
         if names.count(name) > 1:
             raise BadInput(f"{place}: {quoted(name)} is given twice")
     return names

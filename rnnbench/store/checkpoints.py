@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, JsonValue, field_validator
 
@@ -232,6 +232,6 @@ def remove_checkpoints(folder: Path) -> None:
         discard(folder / name)
 
 
-def checkpoint_hashes(folder: Path) -> dict[str, Any]:
+def checkpoint_hashes(folder: Path) -> dict[str, FileHash]:
     """Return the hashes of the checkpoint's files, by name."""
     return {name: fact for name in (ARRAYS, FACTS) if (fact := hash_file(folder / name)) is not None}

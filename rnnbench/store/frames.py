@@ -31,6 +31,8 @@ _DEFAULTS: dict[str, Any] = {
 SPEC_COLUMNS = tuple(_DEFAULTS)
 """The spec's columns that are always there; others appear when some run of the frame sets them."""
 
+_EMPTY = ["suite", "digest", "status", *SPEC_COLUMNS, "matched"]
+
 
 def load_results(path: str | Path, kind: Literal["metrics", "runs"] = "metrics") -> pd.DataFrame:
     """Read recorded runs into a tidy frame.
@@ -144,7 +146,7 @@ def _runs_frame(runs: Iterable[tuple[RunFolder, RunRecord]], columns: list[dict[
                 },
             }
         )
-    frame = pd.DataFrame(rows, columns=_in_order(rows) if rows else ["suite", "digest", "status", *SPEC_COLUMNS])
+    frame = pd.DataFrame(rows, columns=_in_order(rows) if rows else _EMPTY)
     for name in ("steps_to_solve", "first_bad_step", "parameters"):
         if name in frame:
             frame[name] = frame[name].astype("Int64")
@@ -172,7 +174,7 @@ def _metrics_frame(runs: list[tuple[RunFolder, RunRecord]], columns: list[dict[s
         lengths.append(sum(table.num_rows for table in mine))
     table = pa.concat_tables(tables) if tables else metrics_schema().empty_table()
     metrics = table.combine_chunks().to_pandas()
-    names = pd.DataFrame(columns, columns=_in_order(columns) if columns else ["suite", "digest", *SPEC_COLUMNS])
+    names = pd.DataFrame(columns, columns=_in_order(columns) if columns else _EMPTY)
     owner = np.repeat(np.arange(len(runs)), lengths)
     named = names.take(owner).reset_index(drop=True) if len(runs) else names
     frame: pd.DataFrame = pd.concat([named, metrics[list(METRIC_KEYS)]], axis=1)

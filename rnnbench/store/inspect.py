@@ -12,7 +12,7 @@ from pathlib import Path
 from rnnbench.errors import CorruptData, Locked, RnnbenchError
 from rnnbench.record import RunRecord
 from rnnbench.store.checkpoints import CHECKPOINT_FILES, CheckpointFacts
-from rnnbench.store.files import TEMPORARY, discard, disk_errors, hash_file, shown
+from rnnbench.store.files import TEMPORARY, discard, disk_errors, hash_file
 from rnnbench.store.folder import LOCK, RECORD, RunFolder
 
 
@@ -77,7 +77,7 @@ def standing(folder: RunFolder) -> Standing:
     return Standing(folder, State.LEFTOVER)
 
 
-def verify(folder: RunFolder) -> list[Fault]:
+def verify_run(folder: RunFolder) -> list[Fault]:
     """Hash every file of a run and return what is missing, changed or not listed; nothing is written."""
     faults: list[Fault] = []
     try:
@@ -184,8 +184,3 @@ def remove(planned: Removal, kinds: Collection[str]) -> bool:
     except Locked:
         return False
     return not (planned.whole and folder.path.exists())
-
-
-def place(fault: Fault) -> str:
-    """Return where a fault is, on one line."""
-    return shown(fault.folder.path / fault.file)

@@ -62,9 +62,11 @@ def test_a_line_stays_one_line_whatever_it_quotes() -> None:
 
 
 SCRIPT = """
-import sys
+import signal, sys
 import rich_click as click
 from rnnbench.cli import Root
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process may inherit that it is ignored
 
 @click.command()
 def act() -> None:
@@ -75,11 +77,6 @@ command = click.option("--debug", is_flag=True)(lambda debug: None)
 Root(name="rnnbench", table={{"act": ("acting:act", "Act.")}}, callback=command, params=[
     click.Option(["--debug"], is_flag=True)]).main(sys.argv[1:], "rnnbench")
 """
-
-
-def _hear_interrupts() -> None:
-    """Undo what a background process inherits: SIGINT ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 Act = Callable[..., "subprocess.Popen[str]"]
@@ -93,7 +90,7 @@ def act(tmp_path: Path) -> Act:
         file = tmp_path / "script.py"
         file.write_text(SCRIPT.format(body=body))
         command = [sys.executable, str(file), *(args or ("act",))]
-        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True, preexec_fn=_hear_interrupts)
+        return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
     return start
 

@@ -95,7 +95,7 @@ def test_every_cell_computes_the_same(build: Build, equal: Equal, cell: str, tas
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", [name for name in FAMILIES if name not in ("copy-variable", "adding-halves")])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", ["tanh-1", "relu-1", "lstm-1", "peepholes-1", "gru-after-2", "gru-before-2"])
 def test_every_cell_on_every_task(build: Build, equal: Equal, cell: str, task: str) -> None:
     equal(build(TASKS[task], CELLS[cell]).compare())
 
@@ -116,12 +116,13 @@ def test_every_optimizer(build: Build, equal: Equal, cell: str, optimizer: str) 
 
 
 AXES: dict[str, Sequence[Any]] = {
-    "cell": list(CELLS),
+    "cell": ["tanh", "relu", "lstm", "peepholes", "gru-after", "gru-before"],
+    "biases": [1, 2],
     "layers": [1, 2, 3],
     "bidirectional": [False, True],
     "learned_state": [False, True],
-    "optimizer": list(OPTIMIZERS),
-    "task": list(TASKS),
+    "optimizer": ["sgd", "nesterov", "rmsprop-urnn", "rmsprop-inside-momentum", "adam-betas", "adamw"],
+    "task": ["copy-A", "copy-D", "copy-variable", "adding-halves", "adding-pascanu", "order", "digits-rows", "forecast"],
     "techniques": list(TECHNIQUES),
     "precision": ["float64", "float32", "bfloat16"],
 }
@@ -161,7 +162,7 @@ def test_the_rows_cover_all_pairs() -> None:
     for a, b in itertools.combinations(AXES, 2):
         for x, y in itertools.product(AXES[a], AXES[b]):
             assert ((a, x), (b, y)) in seen
-    least = len(AXES["task"]) * len(AXES["cell"])  # every pair of the two longest axes takes a row of its own
+    least = len(AXES["task"]) * len(AXES["optimizer"])  # every pair of the two longest axes takes a row of its own
     assert least <= len(ROWS) <= 1.2 * least
 
 
@@ -173,10 +174,18 @@ def test_all_pairs(build: Build, equal: Equal, row: dict[str, Any]) -> None:
     )
     case = build(
         TASKS[row["task"]],
-        CELLS[row["cell"]],
+        CELLS[f"{row['cell']}-{row['biases']}"],
         OPTIMIZERS[row["optimizer"]],
         TECHNIQUES[row["techniques"]],
         network,
         steps=3,
     )
     equal(case.compare(row["precision"]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", ["tanh-1", "lstm-1", "gru-after-2"])
+def test_a_sequence_of_784_steps(build: Build, equal: Equal, cell: str) -> None:
+    case = build(MNIST(), CELLS[cell].model_copy(update={"hidden": 6}), batch=2)
+    assert case.batches[0].inputs.shape[0] == 784
+    equal(case.compare())

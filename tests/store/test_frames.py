@@ -49,13 +49,13 @@ def three(finished: Finished) -> list[RunFolder]:
 
 def naive(runs: list[RunFolder]) -> list[dict[str, Any]]:
     """The obvious reading: every row of every run, one by one."""
-    rows = []
-    for run in runs:
-        record = run.record()
-        assert record is not None
-        for row in run.metrics().to_pylist():
-            rows.append({"suite": record.suite, "digest": record.digest, "status": str(record.status), **row})
-    return rows
+    records = [(run, run.record()) for run in runs]
+    return [
+        {"suite": record.suite, "digest": record.digest, "status": str(record.status), **row}
+        for run, record in records
+        if record is not None
+        for row in run.metrics().to_pylist()
+    ]
 
 
 def test_metrics_are_what_reading_run_by_run_gives(three: list[RunFolder], store: Store) -> None:

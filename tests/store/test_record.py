@@ -97,9 +97,7 @@ def test_what_is_no_record_is_refused_in_one_line(change: Callable[[str], str], 
     text = make_record().to_json().decode()
     changed = change(text)
     assert changed != text
-    with contextlib.suppress(
-        CorruptData, TypeError
-    ):  # what is a table at all is sealed anew, so that not the seal speaks
+    with contextlib.suppress(CorruptData, TypeError):  # sealed anew, so that not the seal speaks
         values = read_json(changed.encode(), "x")
         values.pop("sha256", None)
         changed = write_sealed(values).decode()

@@ -15,7 +15,11 @@ from rnnbench.streams import stream
 from rnnbench.tasks.adding import Adding
 
 MARKERS = ["halves", "any", "skip_rnn", "hs1997", "pascanu"]
-TARGETS = {"sum": lambda s: s, "half_sum": lambda s: s / 2, "scaled": lambda s: 0.5 + s / 4}
+TARGETS: dict[str, Callable[[float], float]] = {
+    "sum": lambda s: s,
+    "half_sum": lambda s: s / 2,
+    "scaled": lambda s: 0.5 + s / 4,
+}
 BOUNDS = {"unit": (0, 1), "symmetric": (-1, 1), "half": (-0.5, 0.5)}
 DEFAULTS = {
     "halves": ("unit", "sum"),

@@ -21,11 +21,11 @@ LAYOUTS = "ABCD"
 def decode(task: Copy, batch: Batch) -> NDArray:
     """Codes [time batch], checking that inputs are one-hot inside and zero outside."""
     if task.layout == "D":
-        return batch.inputs[..., 0].astype(int)
+        return np.asarray(batch.inputs[..., 0].astype(int))
     inside = np.arange(task.length)[:, None] < batch.lengths
     assert np.array_equal(batch.inputs.sum(axis=-1), inside)
     assert set(np.unique(batch.inputs)) <= {0.0, 1.0}
-    return np.argmax(batch.inputs, axis=-1)
+    return np.asarray(np.argmax(batch.inputs, axis=-1))
 
 
 def naive(layout: str, symbols: list[int], T: int, delimiter: int = 9) -> tuple[list[int], list[int]]:

@@ -70,7 +70,7 @@ def test_the_future_leaves_no_trace(table: dict[str, list[float]], tmp_path: Pat
         changed = {name: column[:end] + [v * 7 + 1 for v in column[end:]] for name, column in table.items()}
         two = make(file=write(tmp_path / f"{end}.csv", changed), target="y", columns=["a", "y"], window=6, horizon=3)
         for split in splits:
-            rows = np.arange(one.sizes()[split])  # type: ignore[index]  # a split
+            rows = np.arange(one.sizes()[split])
             assert one.rows(split, rows, 1.0).sha256() == two.rows(split, rows, 1.0).sha256()  # type: ignore[arg-type]
         rest = np.arange(one.sizes()["test"])
         assert one.rows("test", rest, 1.0).sha256() != two.rows("test", rest, 1.0).sha256()
@@ -267,7 +267,7 @@ def test_parquet_faults(tmp_path: Path) -> None:
 
 
 def test_parameters_that_contradict_one_another() -> None:
-    for values in (
+    contradictions: list[dict[str, Any]] = [
         {"train": 0.8, "valid": 0.2},
         {"train": 0.0},
         {"window": 0},
@@ -276,7 +276,8 @@ def test_parameters_that_contradict_one_another() -> None:
         {"columns": []},
         {"season": 0},
         {"gaps": "fill"},
-    ):
+    ]
+    for values in contradictions:
         with pytest.raises(BadInput):
             make(**values)
 
