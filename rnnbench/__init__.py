@@ -6,14 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rnnbench.spec import RunSpec as RunSpec
     from rnnbench.store.frames import load_results as load_results
+    from rnnbench.suite import SuiteSpec as SuiteSpec
+    from rnnbench.suite import load_suite as load_suite
 
 __version__ = "0.1.0"
 
-_PUBLIC = {"load_results": "rnnbench.store.frames:load_results"}
+_PUBLIC = {
+    "RunSpec": "rnnbench.spec:RunSpec",
+    "SuiteSpec": "rnnbench.suite:SuiteSpec",
+    "load_results": "rnnbench.store.frames:load_results",
+    "load_suite": "rnnbench.suite:load_suite",
+}
 """From a public name to where it is; imported when it is first asked for, so that ``import rnnbench`` is light."""
 
-__all__ = ["__version__", "load_results"]
+__all__ = ["RunSpec", "SuiteSpec", "__version__", "load_results", "load_suite"]
 
 
 def __getattr__(name: str) -> Any:

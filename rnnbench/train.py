@@ -1,12 +1,13 @@
 """The training loop: one function that reads top to bottom, and the bookkeeping that it hands its numbers to.
 
-`train` decides what happens at which step. It asks for batches, gives them to a trainer, and looks at numbers only where
-the spec says that something is recorded or scored; between those points nothing waits for the device.
+`train` decides what happens at which step. It asks for batches, gives them to a trainer, and looks at numbers only
+where the spec says that something is recorded or scored; between those points nothing waits for the device.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -133,7 +134,7 @@ def train(
     last = experiment.steps
     rate = experiment.optimizer.lr
     under_way: deque[StepLog] = deque()
-    pace = _Pace()
+    pace = _Pace(trainer)
     safe = _Safety(hooks, progress.step)
 
     if progress.scored_step is None:
@@ -150,7 +151,7 @@ def train(
             safe.done(progress.step)
 
         goal = book.next_look(last)
-        began_at, start = time.perf_counter(), progress.step
+        pace.begin(progress.step)
         while progress.step < goal:
             count = min(goal - progress.step, trainer.capacity, pace.steps())
             drawn = time.perf_counter()
@@ -160,11 +161,13 @@ def train(
             progress.step += count
             if len(under_way) > IN_FLIGHT:
                 book.take(under_way.popleft())
+                pace.learn(book.taken)
+            hooks.report(book.event())
             if hooks.interrupted() or safe.due(progress.step) or book.out_of_time():
                 break
         while under_way:
             book.take(under_way.popleft())
-        pace.learn(progress.step - start, time.perf_counter() - began_at)
+        pace.learn(book.taken)
         if progress.step == goal:
             book.look()
         hooks.report(book.event())
@@ -194,7 +197,7 @@ class _Book:
         self._began = time.perf_counter() - progress.seconds
         self._compiled_before = trainer.compile_seconds
         self._compile_base = progress.compile_seconds
-        self._taken = progress.step
+        self.taken = progress.step
         self._last: dict[str, float] = {}
         stop = self.spec.stop
         self._threshold_better = experiment.metric_of(stop.metric).better if stop else "lower"
@@ -213,16 +216,18 @@ class _Book:
         finite = np.isfinite(losses)
         progress = self.progress
         if progress.first_bad_step is None and not finite.all():
-            progress.first_bad_step = self._taken + int(np.argmin(finite)) + 1
-        self._taken += len(losses)
+            progress.first_bad_step = self.taken + int(np.argmin(finite)) + 1
+        self.taken += len(losses)
         # accumulate is sequential: the sum does not depend on how the steps were divided into dispatches
         known = losses[finite]
-        progress.loss_sum = float(np.add.accumulate(np.concatenate([[progress.loss_sum], known]))[-1])
+        with np.errstate(over="ignore"):
+            total = float(np.add.accumulate(np.concatenate([[progress.loss_sum], known]))[-1])
+        progress.loss_sum = min(total, sys.float_info.max)  # a checkpoint has no word for infinity
         progress.loss_steps += len(known)
         self._last = {name: float(values[-1]) for name, values in numbers.items()}
         stop = self.spec.stop
         if stop is not None and stop.split == "train":
-            for offset, value in enumerate(numbers[stop.metric], start=self._taken - len(losses) + 1):
+            for offset, value in enumerate(numbers[stop.metric], start=self.taken - len(losses) + 1):
                 self._judge(float(value), offset)
 
     def look(self) -> None:
@@ -264,18 +269,18 @@ class _Book:
     def ended(self, last: int | None) -> Status | None:
         """Return how the run has ended, if it has.
 
-        Divergence and solution take effect at looks only: where between two looks the numbers happened to be fetched must
-        not decide at which step a run stops.
+        Divergence and solution take effect at looks only: where between two looks the numbers happened to be fetched
+        must not decide at which step a run stops. When time is up there is no further look to wait for.
         """
-        progress = self.progress
-        if progress.looked_step == progress.step:
+        progress, out_of_time = self.progress, self.out_of_time()
+        if out_of_time or progress.looked_step == progress.step:
             if progress.first_bad_step is not None:
                 return Status.DIVERGED
             if progress.steps_to_solve is not None:
                 return Status.SOLVED
         if last is not None and progress.step >= last:
             return Status.COMPLETED
-        return Status.TIME_LIMIT if self.out_of_time() else None
+        return Status.TIME_LIMIT if out_of_time else None
 
     def out_of_time(self) -> bool:
         """Whether a budget in seconds is spent; compilation and scoring do not count."""
@@ -370,19 +375,28 @@ class _Book:
 
 
 class _Pace:
-    """How many steps to ask for at a time. The numbers do not depend on it, only the wait for a signal does."""
+    """How many steps to ask for at a time. The numbers do not depend on it, only the wait for a signal does.
 
-    def __init__(self) -> None:
-        self._rate: float | None = None
+    The rate is that of the present stretch between two looks, compilation left out; a stretch begins at the last one's.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._rate = 0.0
+
+    def begin(self, step: int) -> None:
+        """Begin a stretch at `step`, nothing being under way."""
+        self._step, self._began = step, time.perf_counter() - self._trainer.compile_seconds
+
+    def learn(self, step: int) -> None:
+        """Take into account that the numbers of all steps up to `step` have come."""
+        seconds = time.perf_counter() - self._trainer.compile_seconds - self._began
+        if step > self._step and seconds > 0:
+            self._rate = (step - self._step) / seconds
 
     def steps(self) -> int:
         """Return about `DISPATCH_SECONDS` worth of steps."""
-        return 1 if self._rate is None else max(1, int(self._rate * DISPATCH_SECONDS))
-
-    def learn(self, steps: int, seconds: float) -> None:
-        """Take a measured stretch into account."""
-        if steps and seconds > 0:
-            self._rate = steps / seconds
+        return max(1, int(self._rate * DISPATCH_SECONDS))
 
 
 class _Safety:

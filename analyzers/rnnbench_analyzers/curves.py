@@ -18,7 +18,8 @@ DASHES = {"torch": (1, 0), "jax": (3, 1.5)}
 def learning_curves(runs: pd.DataFrame, metrics: pd.DataFrame, title: str = "") -> Figure:
     """Draw each task's metric against the training step.
 
-    Lines are medians over seeds, bands the range of all seeds. Colours are of cells and techniques, dashes of backends;
+    Lines are medians over seeds, bands the range of all seeds; a run that stopped because it was solved counts with its
+    last score from there on. Colours are of cells and techniques, dashes of backends;
     grey dotted lines are baselines. A score that can be drawn on a logarithmic axis and spans more than a factor of
     thirty is.
 
@@ -56,7 +57,7 @@ def _panel(
     split = str(runs["eval.split"].iloc[0]) if "eval.split" in runs and runs["eval.split"].notna().iloc[0] else "valid"
     wanted = metrics[(metrics["metric"] == metric) & (metrics["split"] == split)]
     table = wanted[["digest", "step", "value"]].merge(runs[["digest", "arm", "backend"]], on="digest")
-    table = table[np.isfinite(table["value"])].reset_index(drop=True)
+    table = _held(table[np.isfinite(table["value"])], runs)
     if len(table):
         sns.lineplot(
             table,
@@ -90,11 +91,28 @@ def _panel(
             va="bottom",
             fontsize="x-small",
             color="0.3",
+            bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6},
         )
     better = runs["better"].iloc[0]
     axes.set(title=panel, xlabel="training step", ylabel=f"{metric.replace('_', ' ')} ({split}, {better} is better)")
     axes.margins(x=0.01)
     sns.despine(ax=axes)
+
+
+def _held(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
+    """Let runs that stopped because they were solved keep their last score, or the medians would be of the others."""
+    import pandas as pd
+
+    solved = set(runs.loc[runs["status"] == "solved", "digest"])
+    pieces = [table]
+    for _, arm in table.groupby(["arm", "backend"], sort=False):
+        steps = np.unique(arm["step"])
+        for digest, run in arm.groupby("digest", sort=False):
+            later = steps[steps > run["step"].max()]
+            if digest in solved and len(later):
+                last = run.loc[run["step"].idxmax()]
+                pieces.append(pd.DataFrame([last] * len(later)).assign(step=later))
+    return pd.concat(pieces, ignore_index=True)
 
 
 def _baselines(runs: pd.DataFrame, metric: str) -> dict[str, float]:

@@ -200,6 +200,13 @@ class Backend(Protocol):
 
     name: ClassVar[str]
 
+    def check(self, device: str, precision: Precision) -> None:
+        """Refuse a device or a precision that is not to be had; for the CPU, without importing the framework.
+
+        Raises:
+            BadInput: with the reason, and what would cure it.
+        """
+
     def ops(self, device: str, precision: Precision) -> Ops:
         """Return the operations for a device and a precision."""
 
@@ -212,8 +219,8 @@ class Backend(Protocol):
     def facts(self, device: str) -> dict[str, Any]:
         """Return what `Environment.capture` takes of a backend: gpu, driver, libraries, allocator, precision."""
 
-    def set_threads(self, threads: int) -> None:
-        """Limit the CPU threads of this process."""
+    def set_threads(self, threads: int) -> int:
+        """Limit the CPU threads of this process; return the number in effect, where it can be set only once."""
 
     def adopt(self, reference: str, task: Task, seed: int) -> Any:
         """Build a user's whole model (``pkg.mod:build``) for a task, in the place of a `Network`.

@@ -151,6 +151,10 @@ class NumpyBackend:
 
     name: ClassVar[str] = "numpy"
 
+    def check(self, device: str, precision: Precision) -> None:
+        if device != "cpu" or precision != "float64":
+            raise BadInput(f"backend: numpy computes on the CPU in float64, not on {device} in {precision}")
+
     def ops(self, device: str = "cpu", precision: Precision = "float64") -> NumpyOps:
         """Return the float64 operations; there is no other precision."""
         return NumpyOps()
@@ -164,8 +168,9 @@ class NumpyBackend:
     def facts(self, device: str) -> dict[str, Any]:
         return {}
 
-    def set_threads(self, threads: int) -> None:
+    def set_threads(self, threads: int) -> int:
         """Nothing to set: NumPy's threads are set by the environment before it is imported."""
+        return threads
 
     def adopt(self, reference: str, task: Task, seed: int) -> Any:
         raise BadInput("backend: numpy runs no user's models; use torch or jax")

@@ -20,22 +20,22 @@ LINE_SECONDS = 10.0
 
 
 @contextmanager
-def watching(total: int, quiet: bool) -> Iterator[Watcher]:
-    """Yield a watcher that shows `total` runs on stderr while it is open."""
+def watching(title: str, total: int, quiet: bool) -> Iterator[Watcher]:
+    """Yield a watcher that shows `total` runs on stderr while it is open. Of one run alone it leaves errors to others."""
     from rnnbench.engine.execute import Watcher
 
     out = console(error=True)
     if quiet:
         yield Watcher()
     elif out.is_terminal:
-        with _bars(total) as watcher:
+        with _bars(title, total) as watcher:
             yield watcher
     else:
-        yield _lines(total)
+        yield _lines(title, total)
 
 
 @contextmanager
-def _bars(total: int) -> Iterator[Watcher]:
+def _bars(title: str, total: int) -> Iterator[Watcher]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
     from rich.text import Text
 
@@ -66,13 +66,16 @@ def _bars(total: int) -> Iterator[Watcher]:
             done = bars.tasks[0].completed
             left = (time.monotonic() - began) / done * (total - done)
             bars.update(whole, facts=f"about {_duration(left)} left" if total > done else "")
-            if outcome.error is not None or not outcome.ok:
-                bars.console.print(Text(_ending(outcome)))
+            if not outcome.ok and not (total == 1 and outcome.error is not None):
+                bars.console.print(Text(printable(_ending(outcome))))
 
-        yield Watcher(started, progress, ended, lambda text: bars.console.print(Text(printable(text))))
+        def note(text: str) -> None:
+            bars.console.print(Text(printable(f"{title}: {text}")))
+
+        yield Watcher(started, progress, ended, note)
 
 
-def _lines(total: int) -> Watcher:
+def _lines(title: str, total: int) -> Watcher:
     from rnnbench.engine.execute import Watcher
 
     last: dict[str, float] = {}
@@ -91,9 +94,10 @@ def _lines(total: int) -> Watcher:
     def ended(outcome: Outcome) -> None:
         nonlocal count
         count += 1
-        say(f"[{count}/{total}] {_ending(outcome)}")
+        if total > 1 or outcome.error is None:
+            say(f"[{count}/{total}] {_ending(outcome)}")
 
-    return Watcher(progress=progress, ended=ended, note=say)
+    return Watcher(progress=progress, ended=ended, note=lambda text: say(f"{title}: {text}"))
 
 
 def _facts(event: Event) -> str:

@@ -17,13 +17,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rnnbench.engine import Options, Outcome
+    from rnnbench.errors import RnnbenchError
+    from rnnbench.suite import SuiteSpec
 
 FIGURE = "learning-curves.png"
 
 
 @click.command()
 @spec_options
-@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Processes at work; by default all processors.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Processes at work; by default one a processor, or one where the runs are on an accelerator.",
+)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads a run; by default a fair share.")
 @click.option(
     "--checkpoint-every",
@@ -51,7 +58,8 @@ def run(
     """Train, and show what came out.
 
     Give a suite (see rnnbench list suites), a TOML file, or --task with --cell or --model. What is done already is not
-    done again; what was interrupted goes on from its last checkpoint. Exit status 1 when a run failed or diverged.
+    done again; what was interrupted goes on from its last checkpoint; what another process works on is skipped. Exit
+    status 1 when a run failed or diverged.
     """
     from rnnbench.engine import Options, execute, plan
     from rnnbench.engine.execute import processors
@@ -63,16 +71,14 @@ def run(
     store = Store(results, read_only=dry_run)
     done = [store.folder(each.suite, each.experiment.digest).is_done() for each in planned]
     waiting = len({p.experiment.digest for p, ready in zip(planned, done, strict=True) if not ready})
-    options = Options(jobs or max(1, min(processors(), waiting)), threads, checkpoint_every)
-    if not as_json:
-        total = len({p.experiment.digest for p in planned})
-        click.echo(f"{printable(suite.title or suite.name)}: {total} runs, {waiting} to run", err=True)
     if dry_run:
         _show_plan([(p.title, p.experiment.digest, ready) for p, ready in zip(planned, done, strict=True)], as_json)
         return
-    with watching(waiting, quiet=as_json) as watcher:
+    on_cpu = all(each.experiment.spec.device == "cpu" for each in planned)
+    options = Options(jobs or (max(1, min(processors(), waiting)) if on_cpu else 1), threads, checkpoint_every)
+    with watching(suite.title or suite.name, waiting, quiet=as_json) as watcher:
         outcomes = execute(planned, store, options, watcher)
-    _conclude(outcomes, results, suite.name, figure, fresh=waiting > 0, as_json=as_json, options=options)
+    _conclude(outcomes, results, suite, figure, fresh=waiting > 0, as_json=as_json, options=options)
 
 
 def _show_plan(rows: Sequence[tuple[str, str, bool]], as_json: bool) -> None:
@@ -88,7 +94,7 @@ def _show_plan(rows: Sequence[tuple[str, str, bool]], as_json: bool) -> None:
 def _conclude(
     outcomes: Sequence[Outcome],
     results: Path,
-    suite: str,
+    suite: SuiteSpec,
     figure: bool,
     *,
     fresh: bool,
@@ -96,8 +102,13 @@ def _conclude(
     options: Options,
 ) -> None:
     """Print the table, draw the curves, and end with the right status."""
-    failed = [outcome for outcome in outcomes if not outcome.ok]
-    runs, metrics = _frames(outcomes, results, suite)
+    from rnnbench.errors import Locked
+
+    if len(outcomes) == 1 and outcomes[0].error is not None and not as_json:
+        raise outcomes[0].error
+    skipped = [outcome for outcome in outcomes if isinstance(outcome.error, Locked)]
+    failed = [outcome for outcome in outcomes if not outcome.ok and outcome not in skipped]
+    runs, metrics = _frames(outcomes, results, suite.name)
     rows: list[dict[str, Any]] = []
     drawn: Path | None = None
     if len(runs):
@@ -105,15 +116,15 @@ def _conclude(
 
         table = registry.load("analyzers", "summary")(runs, metrics)
         rows = [_plain(row) for row in table.to_dict("records")]
-        target = results / suite / FIGURE
+        target = results / suite.name / FIGURE
         if figure and (fresh or not target.exists()):
-            drawn = _draw(runs, metrics, suite, target)
+            drawn = _draw(runs, metrics, suite.title or suite.name, target)
         elif target.exists():
             drawn = target
     if as_json:
         emit_json(
             {
-                "suite": suite,
+                "suite": suite.name,
                 "jobs": options.jobs,
                 "runs": [_run_json(outcome) for outcome in outcomes],
                 "summary": rows,
@@ -125,29 +136,27 @@ def _conclude(
             _print_summary(rows)
         if drawn is not None:
             click.echo(f"learning curves: {printable(drawn)}")
-        click.echo(f"records: {printable(results / suite)}")
-        for outcome in failed:
-            if outcome.error is not None:
-                click.echo(f"{printable(outcome.planned.title)}: {printable(outcome.error)}", err=True)
+        click.echo(f"records: {printable(results / suite.name)}")
+        if skipped:
+            click.echo(f"skipped, since another process works on them: {len(skipped)} runs", err=True)
     if failed:
-        _fail(failed)
+        raise _failure(failed, len(outcomes))
+    if skipped and not any(outcome.ok and not outcome.already for outcome in outcomes):
+        raise Locked(f"all {len(skipped)} runs that are left are being worked on by other processes; wait for them")
 
 
-def _fail(failed: Sequence[Outcome]) -> None:
-    """Raise the one thing that went wrong, or that several did."""
+def _failure(failed: Sequence[Outcome], total: int) -> RnnbenchError:
+    """Return the error that a sweep ends with: of one exit status when everything failed for one kind of reason."""
     from rnnbench.errors import RunFailed
     from rnnbench.record import Status
 
     errors = [outcome.error for outcome in failed if outcome.error is not None]
-    if errors and len({error.exit_status for error in errors}) == 1 and len(errors) == len(failed):
-        # all for one reason: its own exit status says which
-        if len(failed) == 1:
-            raise errors[0]
-        first = type(errors[0])
-        raise (first if first.__init__ is RunFailed.__init__ else RunFailed)(f"{len(failed)} runs could not be done")
+    if len(errors) == len(failed) and len({error.exit_status for error in errors}) == 1:
+        count = "" if total == 1 else f"{len(failed)} of {total} runs failed; "
+        return type(errors[0])(f"{count}{failed[0].planned.title}: {errors[0]}")
     diverged = sum(o.record is not None and o.record.status == Status.DIVERGED for o in failed)
     parts = [f"{diverged} diverged"] * bool(diverged) + [f"{len(failed) - diverged} failed"] * (len(failed) > diverged)
-    raise RunFailed(f"of {'the' if len(failed) == 1 else len(failed)} unsuccessful runs, {' and '.join(parts)}")
+    return RunFailed(f"of {total} runs, {' and '.join(parts)}" if total > 1 else "the run diverged")
 
 
 def _frames(outcomes: Sequence[Outcome], results: Path, suite: str) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -168,13 +177,13 @@ def _frames(outcomes: Sequence[Outcome], results: Path, suite: str) -> tuple[pd.
     return runs.reset_index(drop=True), metrics[metrics["digest"].isin(labels)]
 
 
-def _draw(runs: pd.DataFrame, metrics: pd.DataFrame, suite: str, target: Path) -> Path:
+def _draw(runs: pd.DataFrame, metrics: pd.DataFrame, title: str, target: Path) -> Path:
     import io
 
     from rnnbench import registry
     from rnnbench.store.files import write_file
 
-    figure = registry.load("analyzers", "curves")(runs, metrics, suite)
+    figure = registry.load("analyzers", "curves")(runs, metrics, title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     write_file(target, buffer.getvalue())

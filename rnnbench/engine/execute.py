@@ -111,7 +111,9 @@ def plan(arms: Sequence[Arm], suite: str) -> list[Planned]:
     return [Planned(suite, arm.label, resolve(arm.spec)) for arm in arms]
 
 
-def execute(planned: Sequence[Planned], store: Store, options: Options, watcher: Watcher | None = None) -> list[Outcome]:
+def execute(
+    planned: Sequence[Planned], store: Store, options: Options, watcher: Watcher | None = None
+) -> list[Outcome]:
     """Run what is not done yet, in order, and return an outcome for each run, in the same order.
 
     A run that another process works on is skipped when there are others, and is an error alone.
@@ -135,13 +137,9 @@ def execute(planned: Sequence[Planned], store: Store, options: Options, watcher:
             outcome.record, outcome.already = record, True
         else:
             waiting.append(outcome)
-    checked: set[tuple[str, str, str]] = set()
     for outcome in waiting:
-        spec = outcome.planned.experiment.spec
-        needs = (spec.backend, spec.device, spec.precision)
-        if needs not in checked:
-            refuse_unsupported(outcome.planned.experiment)
-            checked.add(needs)
+        refuse_unsupported(outcome.planned.experiment)
+    watcher.note(f"{len(seen)} runs, {len(waiting)} to run")
     if waiting:
         if options.jobs == 1 or len(waiting) == 1:
             _inline(waiting, store, options, watcher)
@@ -194,6 +192,8 @@ def attempt(
 
 def interruption(outcome: Outcome) -> str:
     """Say what an interruption left of a run."""
-    record = outcome.record
-    kept = f"a checkpoint of step {record.steps} is kept" if record is not None else "its last checkpoint is kept"
-    return f"interrupted in {outcome.planned.title}; {kept}; the same command goes on from there"
+    record, title = outcome.record, outcome.planned.title
+    if record is not None and record.status.final:
+        return f"interrupted after {title}, which is done; the same command goes on from there"
+    kept = f"a checkpoint of step {record.steps} is kept" if record is not None else "what it had saved is kept"
+    return f"interrupted in {title}; {kept}; the same command goes on from there"

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -50,6 +51,9 @@ class _Queue:
     """The runs still to be given out, by group."""
 
     groups: dict[str, deque[int]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return any(self.groups.values())
 
     def add(self, group: str, index: int) -> None:
         self.groups.setdefault(group, deque()).append(index)
@@ -93,24 +97,38 @@ def pooled(waiting: Sequence[Outcome], store: Store, options: Options, watcher: 
                 ready = wait([worker.pipe for worker in workers if worker.at is not None], timeout=0.2)
                 for worker in [worker for worker in workers if worker.pipe in ready]:
                     if _hear(worker, waiting, watcher):
-                        if not worker.process.is_alive():
+                        if queue and not worker.process.is_alive():
+                            worker.pipe.close()
                             workers[workers.index(worker)] = worker = _start(store.root, settings)
                         _give(worker, queue, workers, waiting, watcher)
+        except KeyboardInterrupt:  # the second Ctrl-C: whoever presses it twice will not wait for checkpoints
+            for worker in workers:
+                worker.process.kill()
+            raise
         finally:
             for worker in workers:
-                worker.pipe.close()
+                worker.pipe.close()  # a worker at rest ends by this, one at work saves a checkpoint and ends
+            until = time.monotonic() + GRACE_SECONDS
             for worker in workers:
-                worker.process.join(5.0)
+                worker.process.join(max(0.0, until - time.monotonic()))
                 if worker.process.is_alive():
                     worker.process.kill()
+                    worker.process.join()
 
 
 def _start(root: Path, settings: Settings) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, str(root), settings), daemon=True)
-    with _thread_limits(settings.threads):
-        process.start()
+    # multiprocessing's own helper process, started at first need, would unblock the signal again
+    resource_tracker.ensure_running()
+    # Ctrl-C reaches the whole group of processes; a worker inherits the block and waits for this one to tell it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _thread_limits(settings.threads):
+            process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()
     return _Worker(process, ours)
 
@@ -126,7 +144,8 @@ def _give(
     planned = waiting[worker.at].planned
     watcher.started(planned)
     with suppress(OSError):  # a worker that has died is noticed when it is next listened to
-        worker.pipe.send((planned.suite, planned.label, planned.experiment.spec.model_dump(mode="json")))
+        experiment = planned.experiment
+        worker.pipe.send((planned.suite, planned.label, experiment.spec.model_dump(mode="json"), experiment.digest))
 
 
 def _hear(worker: _Worker, waiting: Sequence[Outcome], watcher: Watcher) -> bool:
@@ -138,9 +157,12 @@ def _hear(worker: _Worker, waiting: Sequence[Outcome], watcher: Watcher) -> bool
     except (EOFError, OSError):
         worker.process.join(5.0)
         code = worker.process.exitcode
-        how = f"signal {-code} ({signal.Signals(-code).name})" if code is not None and code < 0 else f"exit status {code}"
+        how = (
+            f"signal {-code} ({signal.Signals(-code).name})" if code is not None and code < 0 else f"exit status {code}"
+        )
         hint = "; the machine may be out of memory" if code == -signal.SIGKILL else ""
-        outcome.error = RunFailed(f"the process that ran it died with {how}{hint}; its last checkpoint is kept")
+        outcome.error = RunFailed(f"the process that ran it died with {how}{hint}; the same command goes on with it")
+        worker.at = None
         watcher.ended(outcome)
         return True
     if isinstance(message, Event):
@@ -174,11 +196,12 @@ def _wind_down(workers: Sequence[_Worker], waiting: Sequence[Outcome], signals: 
                 outcome = waiting[worker.at]
                 if _hear(worker, waiting, Watcher()):
                     kept.append(interruption(outcome))
-                    worker.at = None
-            elif not worker.process.is_alive() and not worker.pipe.poll(0):
-                break
-    count = f"{len(kept)} runs under way have written their checkpoints" if len(kept) != 1 else kept[0]
-    raise Interrupted(signals.caught, count if len(kept) == 1 else f"interrupted; {count}; the same command goes on")
+    raise Interrupted(
+        signals.caught,
+        kept[0]
+        if len(kept) == 1
+        else f"interrupted; {len(kept)} runs under way have kept what they had; the same command goes on from there",
+    )
 
 
 @contextmanager
@@ -199,11 +222,16 @@ def _thread_limits(threads: int) -> Iterator[None]:
 
 def _serve(pipe: Connection, root: str, settings: Settings) -> None:
     """Be a worker: run what comes through the pipe until it is closed."""
+    parent = os.getppid()
     with catching() as signals:
+
+        def interrupted() -> bool:
+            return signals.caught is not None or os.getppid() != parent  # killed: stop as if asked to
+
         store = Store(Path(root))
-        while signals.caught is None:
+        while not interrupted():
             try:
-                suite, label, values = pipe.recv()
+                suite, label, values, digest = pipe.recv()
             except (EOFError, OSError):
                 return
             last_report = 0.0
@@ -215,14 +243,19 @@ def _serve(pipe: Connection, root: str, settings: Settings) -> None:
                 last_report = time.monotonic()
                 try:
                     pipe.send(event)
-                except OSError:  # nobody listens any more: stop as if asked to
+                except OSError:  # nobody listens any more: the same
                     signals.caught = signals.caught or signal.SIGTERM
 
             error: tuple[str, str] | None = None
             record: bytes | None = None
             try:
-                outcome = Outcome(Planned(suite, label, resolve(RunSpec.parse(values, label))))
-                attempt(outcome, store, settings, signals, report)
+                experiment = resolve(RunSpec.parse(values, label))
+                if experiment.digest != digest:
+                    raise RunFailed(
+                        "a file that defines the run was changed after the command was given; give it again"
+                    )
+                outcome = Outcome(Planned(suite, label, experiment))
+                attempt(outcome, store, settings, interrupted, report)
                 record = None if outcome.record is None else outcome.record.to_json()
                 if outcome.error is not None:
                     error = type(outcome.error).__name__, str(outcome.error)

@@ -15,7 +15,7 @@ from rnnbench.record import Environment, Resolved, RunRecord, Status, Summary, T
 from rnnbench.registry import one_line
 from rnnbench.store import RunFolder
 from rnnbench.store.checkpoints import Checkpoint
-from rnnbench.tasks.base import Source, hash_arrays
+from rnnbench.tasks.base import StoredTask, hash_arrays
 from rnnbench.train import Event, Hooks, Progress, starting_state, train
 
 
@@ -56,19 +56,21 @@ def run_one(
         if done is not None and done.status.final:
             return done
         checkpoint = folder.checkpoint()
-        run = _Run(experiment, settings, checkpoint)
-        writer = folder.writer(resume=checkpoint)
-        hooks = Hooks(interrupted, report, settings.checkpoint_seconds, settings.checkpoint_steps)
+        run: _Run | None = None
         try:
+            run = _Run(experiment, settings, checkpoint)
+            writer = folder.writer(resume=checkpoint)
+            hooks = Hooks(interrupted, report, settings.checkpoint_seconds, settings.checkpoint_steps)
             status = train(experiment, run.trainer, run.source, writer, run.progress, hooks)
+            return writer.finish(run.record(status))
         except RnnbenchError:
             raise
         except Exception as error:
-            if (shortage := out_of_memory(error)) is not None:
+            if (shortage := out_of_resources(error)) is not None:
                 raise shortage from error
-            writer.finish(run.record(Status.FAILED, one_line(error)))
+            if run is not None:
+                writer.finish(run.record(Status.FAILED, one_line(error)))
             raise
-        return writer.finish(run.record(status))
 
 
 class _Run:
@@ -80,11 +82,12 @@ class _Run:
         self.backend: Backend = registry.load("backends", spec.backend)()
         position: dict[str, Any] = dict(checkpoint.position) if checkpoint else {}
         # a checkpoint's number of threads is part of what makes its numbers; go on with it
-        self.threads = int(position.get("threads", settings.threads))
-        self.backend.set_threads(self.threads)
+        self.threads = self.backend.set_threads(int(position.get("threads", settings.threads)))
         self.source = experiment.source()
         self.model = self._model()
-        program = Program(experiment.task, self.model, experiment.optimizer, experiment.techniques, _watched(experiment))
+        program = Program(
+            experiment.task, self.model, experiment.optimizer, experiment.techniques, _watched(experiment)
+        )
         self.trainer: Trainer = self.backend.trainer(program, spec.device, spec.precision, spec.path)
         self.environment = Environment.capture(self.threads, self.backend.facts(spec.device))
         self.first_batch = self._first_batch()
@@ -179,7 +182,9 @@ class _Run:
             "python": environment.python,
             "gpu": str(environment.gpu),
             "path": self.trainer.path,
+            "threads": str(self.threads),
         }
+        kept |= {f"precision {name}": str(value) for name, value in sorted(environment.precision.items())}
         return kept | {f"version of {name}": text for name, text in sorted(environment.versions.items())}
 
     def _differences(self, position: dict[str, Any]) -> list[str]:
@@ -212,7 +217,7 @@ def _watched(experiment: Experiment) -> tuple[str, ...]:
     return (stop.metric,) if stop is not None and stop.split == "train" and stop.metric != "loss" else ()
 
 
-def out_of_memory(error: BaseException) -> OutOfResources | None:
+def out_of_resources(error: BaseException) -> OutOfResources | None:
     """Recognize the frameworks' ways of saying that memory or disk is full."""
     text = str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -224,12 +229,31 @@ def out_of_memory(error: BaseException) -> OutOfResources | None:
 
 
 def refuse_unsupported(experiment: Experiment) -> None:
-    """Refuse, before anything is started, what the backend cannot run.
+    """Refuse, before anything is started, what the backend or this machine cannot run.
 
     Raises:
         BadInput: when the device is absent, or the precision is not to be had on it.
+        OutOfResources: when a set of sequences is larger than the memory that is free.
     """
     spec = experiment.spec
     if spec.backend == "numpy":
         raise BadInput("backend: numpy is the reference for forward passes and does not train; use torch or jax")
-    registry.load("backends", spec.backend)().ops(spec.device, spec.precision)
+    registry.load("backends", spec.backend)().check(spec.device, spec.precision)
+    _refuse_oversized(experiment)
+
+
+def _refuse_oversized(experiment: Experiment) -> None:
+    """A set that memory cannot hold would end with the process killed and no word about why."""
+    import psutil
+
+    spec, task = experiment.spec, experiment.task
+    free = psutil.virtual_memory().available
+    limit = sum(task.sizes().values()) if isinstance(task, StoredTask) else None
+    wanted = {"eval.n": spec.eval.n, "data.train_n": spec.data.train_n or 0, "data.batch_size": spec.data.batch_size}
+    for place, count in wanted.items():
+        drawn = count if limit is None or place == "data.batch_size" else min(count, limit)
+        size = drawn * task.length * task.n_in * 8
+        if size > free:
+            raise OutOfResources(
+                f"{place}: {count} sequences need {size / 2**30:.3g} GiB; {free / 2**30:.3g} GiB of memory are free"
+            )

@@ -34,7 +34,7 @@ from rnnbench.store.files import (
     sync_folder,
     write_file,
 )
-from rnnbench.store.folder import RECORD, RECORD_LIMIT, RunFolder, Store
+from rnnbench.store.folder import LOCK, RECORD, RECORD_LIMIT, RunFolder, Store
 
 MANIFEST = "rnnbench-archive.json"
 FORMAT = "rnnbench-archive-1"
@@ -363,6 +363,8 @@ def _unpack(
                 if missing is None:
                     result.unchanged.append(folder)
                     continue
+                if folder.record() is None:
+                    _clear(folder)
                 open_run, remaining = run, missing
             elif open_run == run and base in remaining:
                 data = file.read()
@@ -373,6 +375,14 @@ def _unpack(
             if open_run == run and not remaining:
                 _write_record(folder, records[run], result)
                 open_run = None
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what a killed process left in a folder that has neither record nor checkpoint."""
+    with disk_errors(folder.path, "clearing leftovers"):
+        for path in sorted(folder.path.iterdir()):
+            if path.name != LOCK and (path.is_symlink() or not path.is_dir()):
+                discard(path)
 
 
 def _write_record(folder: RunFolder, incoming: RunRecord, result: Imported) -> None:

@@ -42,7 +42,7 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("RESOURCE_EXHAUSTED: 3 GiB"), 5, "out of memory; RESOURCE_EXHAUSTED"),
         (DISK_FULL, 5, "'run.json': No space left on device"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), 5, "Disk quota exceeded"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 2, "'/root/x': Permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "/else/x"), 2, "'/else/x': Permission denied"),
         (OSError(errno.EIO, "Input/output error", "x"), 1, "a bug"),
         (RuntimeError("surprise"), 1, "RuntimeError: surprise (a bug in rnnbench or a plug-in; --debug shows where)"),
         (SystemExit(7), 7, ""),

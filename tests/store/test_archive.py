@@ -131,6 +131,15 @@ def test_an_unfinished_run_a_locked_one_and_a_broken_one_are_left_alone(packed: 
     assert "is empty" in {f.path: why for f, why in outcome.refused}[second.path]
 
 
+def test_leftovers_in_a_runs_folder_give_way(packed: Path, store: Store, elsewhere: Store) -> None:
+    for record, _ in check_archive(packed, elsewhere):
+        folder = elsewhere.folder(record.suite, record.digest)
+        folder.path.mkdir(parents=True)
+        (folder.path / "metrics-00007.parquet").write_bytes(b"from a process that was killed")
+    import_archive(packed, elsewhere)
+    assert tree(elsewhere.root) == tree(store.root)
+
+
 def test_an_import_that_was_killed_is_repeated(
     packed: Path, store: Store, elsewhere: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 
 from rnnbench.errors import OutOfResources
-from rnnbench.record import RunRecord
+from rnnbench.record import RunRecord, Status
 from rnnbench.store import RunFolder, Store
+from rnnbench.store.inspect import verify_run
 
 STEPS = 3
 
@@ -218,3 +219,31 @@ def test_sigkill_at_random_instants(tmp_path: Path) -> None:
             process.send_signal(signal.SIGKILL)
     assert all(later > earlier for earlier, later in itertools.pairwise(reached))
     assert os.listdir(tmp_path) == ["suite"]
+
+
+@pytest.mark.parametrize("status", [Status.INTERRUPTED, Status.FAILED])
+def test_a_kill_while_a_try_is_begun_anew_leaves_no_record_that_lies(
+    status: Status, tmp_path: Path, make_record: Callable[..., RunRecord], faulty: Callable[..., Any]
+) -> None:
+    record = make_record(status=status)
+    for strike in itertools.count():
+        run = Store(tmp_path / f"{strike}").folder(record.suite, record.digest)
+        faulty()
+        with run.lock():
+            writer = run.writer()
+            writer.metrics([row_at(1)])
+            writer.checkpoint(arrays_at(1), {"step": 1})
+            writer.metrics([row_at(2)])
+            writer.finish(record)
+        fake = faulty(strike)
+        with contextlib.suppress(fake.Killed), run.lock():
+            run.writer(resume=run.checkpoint() if status is Status.INTERRUPTED else None)
+        faulty()
+        assert run.record() is None or not verify_run(run), strike
+        if status is Status.INTERRUPTED:
+            checkpoint = run.checkpoint()
+            assert checkpoint is not None
+            assert checkpoint.step == 1
+        if not fake.dead:
+            break
+    assert strike > 2

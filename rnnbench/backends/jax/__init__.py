@@ -26,9 +26,21 @@ class JaxBackend:
     """Runs whole stretches of training as one compiled program, the time loop under ``lax.scan``."""
 
     name: ClassVar[str] = "jax"
+    _threads: ClassVar[int | None] = None
+
+    def check(self, device: str, precision: Precision) -> None:
+        check_precision(precision, device)
+        if device == "cpu" and self._installed():
+            return
+        known = {found.name: found for found in self.devices()}
+        wanted = known.get(device) or known.get(f"{device}:0") or known.get(device.partition(":")[0])
+        if wanted is None or not wanted.available:
+            there = ", ".join(name for name, found in known.items() if found.available) or "none"
+            why = wanted.detail if wanted is not None else f"there is no {device}"
+            raise BadInput(f"device: jax cannot use {device} ({why}); available: {there}")
 
     def ops(self, device: str, precision: Precision) -> Ops:
-        self._check(device, precision)
+        self.check(device, precision)
         from rnnbench.backends.jax.ops import JaxOps
 
         return JaxOps(precision)
@@ -70,9 +82,12 @@ class JaxBackend:
             facts["allocator"] = os.environ.get("XLA_PYTHON_CLIENT_ALLOCATOR", "default")
         return facts
 
-    def set_threads(self, threads: int) -> None:
+    def set_threads(self, threads: int) -> int:
         """XLA sizes its pool once, from NPROC, when jax first runs: later calls have no effect."""
-        os.environ["NPROC"] = str(threads)
+        if JaxBackend._threads is None:
+            JaxBackend._threads = threads
+            os.environ["NPROC"] = str(threads)
+        return JaxBackend._threads
 
     def adopt(self, reference: str, task: Task, seed: int) -> Any:
         from rnnbench.backends.jax.model import JaxModel
@@ -80,7 +95,7 @@ class JaxBackend:
         return JaxModel(reference, task, seed)
 
     def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
-        self._check(device, precision)
+        self.check(device, precision)
         from rnnbench.backends.jax.trainer import JaxTrainer
 
         return JaxTrainer(program, device, precision, path)
@@ -88,14 +103,3 @@ class JaxBackend:
     @staticmethod
     def _installed() -> bool:
         return find_spec("jax") is not None and find_spec("optax") is not None
-
-    def _check(self, device: str, precision: Precision) -> None:
-        check_precision(precision, device)
-        if device == "cpu" and self._installed():
-            return
-        known = {found.name: found for found in self.devices()}
-        wanted = known.get(device) or known.get(f"{device}:0") or known.get(device.partition(":")[0])
-        if wanted is None or not wanted.available:
-            there = ", ".join(name for name, found in known.items() if found.available) or "none"
-            why = wanted.detail if wanted is not None else f"there is no {device}"
-            raise BadInput(f"device: jax cannot use {device} ({why}); available: {there}")

@@ -36,6 +36,9 @@ class Compiled:
     functions: dict[Any, Any] = field(default_factory=dict)
 
 
+KEPT_PROGRAMS = 16
+"""Programs whose compiled functions are kept; a process that serves a long sweep would otherwise keep them all."""
+
 _COMPILED: dict[Any, Compiled] = {}
 
 
@@ -68,7 +71,9 @@ class JaxTrainer:
         self._optimizer = build(program.optimizer)
         # the learning rate is an argument of the compiled step
         key = (replace(program, optimizer=program.optimizer.model_copy(update={"lr": 1.0})), device, precision)
-        self._compiled = _COMPILED.setdefault(key, Compiled())
+        self._compiled = _COMPILED[key] = _COMPILED.pop(key, Compiled())
+        while len(_COMPILED) > KEPT_PROGRAMS:
+            del _COMPILED[next(iter(_COMPILED))]  # the one that was asked for longest ago
         self._capacity = 0
 
     @property

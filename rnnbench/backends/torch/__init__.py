@@ -23,8 +23,20 @@ class TorchBackend:
 
     name: ClassVar[str] = "torch"
 
+    def check(self, device: str, precision: Precision) -> None:
+        check_precision(precision, device)
+        if device == "cpu" and self._installed():
+            return
+        known = {found.name: found for found in self.devices()}
+        kind = device.partition(":")[0]
+        wanted = known.get(device) or known.get(f"{device}:0") or known.get(kind)
+        if wanted is None or not wanted.available:
+            there = ", ".join(name for name, found in known.items() if found.available) or "none"
+            why = wanted.detail if wanted is not None else f"there is no {device}"
+            raise BadInput(f"device: torch cannot use {device} ({why}); available: {there}")
+
     def ops(self, device: str, precision: Precision) -> Ops:
-        self._check(device, precision)
+        self.check(device, precision)
         from rnnbench.backends.torch.ops import TorchOps
 
         return TorchOps(device, precision)
@@ -68,10 +80,11 @@ class TorchBackend:
             },
         }
 
-    def set_threads(self, threads: int) -> None:
+    def set_threads(self, threads: int) -> int:
         import torch
 
         torch.set_num_threads(threads)
+        return torch.get_num_threads()
 
     def adopt(self, reference: str, task: Task, seed: int) -> Any:
         from rnnbench.backends.torch.model import TorchModel
@@ -79,7 +92,7 @@ class TorchBackend:
         return TorchModel(reference, task, seed)
 
     def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
-        self._check(device, precision)
+        self.check(device, precision)
         from rnnbench.backends.torch.trainer import TorchTrainer
 
         return TorchTrainer(program, device, precision, path)
@@ -87,15 +100,3 @@ class TorchBackend:
     @staticmethod
     def _installed() -> bool:
         return find_spec("torch") is not None
-
-    def _check(self, device: str, precision: Precision) -> None:
-        check_precision(precision, device)
-        if device == "cpu" and self._installed():
-            return
-        known = {found.name: found for found in self.devices()}
-        kind = device.partition(":")[0]
-        wanted = known.get(device) or known.get(f"{device}:0") or known.get(kind)
-        if wanted is None or not wanted.available:
-            there = ", ".join(name for name, found in known.items() if found.available) or "none"
-            why = wanted.detail if wanted is not None else f"there is no {device}"
-            raise BadInput(f"device: torch cannot use {device} ({why}); available: {there}")
