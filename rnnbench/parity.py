@@ -28,6 +28,9 @@ from rnnbench.tasks.base import Batch, hash_arrays
 
 KAPPA_LIMIT = 1e3
 
+NUDGES = 4
+"""Random one-ulp changes, of which the largest response counts: a single one may leave a single number where it was."""
+
 Verdict = Literal["equal", "over", "inconclusive", "non-finite"]
 Phase = Literal["start", "step", "numpy", "train", "free"]
 Named = Mapping[str, NDArray]
@@ -321,11 +324,13 @@ class _Comparison:
     def free(self, start: TrainState, batches: Sequence[Batch]) -> None:
         """Compare free runs from `start` after each step."""
         runs = {name: self._run(trainer, start, batches) for name, trainer in self.trainers.items()}
-        nudged_batches = [self._nudged_batch(batch, number) for number, batch in enumerate(batches)]
-        nudged = self._run(self.trainers[self.probe], self._nudged_state(start), nudged_batches)
-        for name in list(self.trainers)[1:]:
-            for number, reference in enumerate(runs[self.reference]):
-                kappa = _Kappa(runs[self.probe][number], nudged[number], self.tolerance.unit)
+        moved: list[list[Opened]] = []
+        for draw in range(NUDGES):
+            nudged = [self._nudged_batch(batch, start.step + number, draw) for number, batch in enumerate(batches)]
+            moved.append(self._run(self.trainers[self.probe], self._nudged_state(start, draw), nudged))
+        for number, reference in enumerate(runs[self.reference]):
+            kappa = _Kappa(runs[self.probe][number], [run[number] for run in moved], self.tolerance.unit)
+            for name in list(self.trainers)[1:]:
                 between = (self.reference, name)
                 self._compare("free", start.step + number, between, reference, runs[name][number], kappa)
 
@@ -366,25 +371,27 @@ class _Comparison:
     def _kappa(self, state: TrainState, batch: Batch, base: Opened) -> _Kappa:
         """Measure the response of one inspected step to a one-ulp change."""
         trainer = self.trainers[self.probe]
-        trainer.load(self._nudged_state(state))
-        nudged = self._opened(trainer.inspect(self._nudged_batch(batch, state.step), self.rate))
-        return _Kappa(base, nudged, self.tolerance.unit)
+        moved: list[Opened] = []
+        for draw in range(NUDGES):
+            trainer.load(self._nudged_state(state, draw))
+            moved.append(self._opened(trainer.inspect(self._nudged_batch(batch, state.step, draw), self.rate)))
+        return _Kappa(base, moved, self.tolerance.unit)
 
-    def _nudged_state(self, state: TrainState) -> TrainState:
-        params = {name: self._nudged(array, name, state.step) for name, array in state.params.items()}
+    def _nudged_state(self, state: TrainState, draw: int) -> TrainState:
+        params = {name: self._nudged(array, name, state.step, draw) for name, array in state.params.items()}
         return replace(state, params=params)
 
-    def _nudged_batch(self, batch: Batch, step: int) -> Batch:
-        return replace(batch, inputs=self._nudged(batch.inputs, "inputs", step))
+    def _nudged_batch(self, batch: Batch, step: int, draw: int) -> Batch:
+        return replace(batch, inputs=self._nudged(batch.inputs, "inputs", step, draw))
 
-    def _nudged(self, array: NDArray, name: str, step: int) -> NDArray:
+    def _nudged(self, array: NDArray, name: str, step: int, draw: int) -> NDArray:
         """Move every number to a neighbour above or below, at random; zeros stay."""
-        sign = np.where(stream(0, f"nudge/{name}", step).random(array.shape) < 0.5, -1.0, 1.0).astype(array.dtype)
+        up = stream(draw, f"nudge/{name}", step).random(array.shape) < 0.5
         if self.precision in ("float64", "float32"):
-            moved = np.nextafter(array, sign * array.dtype.type(np.inf))
+            moved = np.nextafter(array, np.where(up, np.inf, -np.inf).astype(array.dtype))
         else:
-            moved = array * (1 + sign * array.dtype.type(self.tolerance.unit))
-        return np.where(array == 0, array, moved).astype(array.dtype)
+            moved = array * (1 + np.where(up, self.tolerance.unit, -self.tolerance.unit)).astype(array.dtype)
+        return np.where(array == 0, array, moved)
 
     def _sent(self, name: str, trainer: Trainer, step: int, batch: Batch) -> None:
         arrived = trainer.readback(batch)
@@ -451,20 +458,22 @@ class _Comparison:
 
 
 class _Kappa:
-    """Responses to a one-ulp change: of each array (at each t of a sequence), and of whole quantities."""
+    """Largest responses to one-ulp changes: of each array (at each t of a sequence), and of whole quantities."""
 
-    def __init__(self, base: Opened, nudged: Opened, unit: float) -> None:
+    def __init__(self, base: Opened, moved: Sequence[Opened], unit: float) -> None:
         self.parts: dict[tuple[str, str], NDArray] = {}
         self.whole: dict[str, float] = {}
         for quantity, arrays in base.items():
             if not arrays:
                 continue
             for name, array in arrays.items():
-                found = measure(array, nudged[quantity][name], _timed(quantity, array))
-                self.parts[quantity, name] = found.differences / unit
+                timed = _timed(quantity, array)
+                responses = [measure(array, other[quantity][name], timed).differences for other in moved]
+                self.parts[quantity, name] = np.max(responses, axis=0) / unit
             timed = _timed(quantity, next(iter(arrays.values())))
-            whole = measure(_joined(quantity, arrays), _joined(quantity, nudged[quantity]), timed)
-            self.whole[quantity] = float(np.max(whole.differences)) / unit
+            joined = _joined(quantity, arrays)
+            responses = [measure(joined, _joined(quantity, other[quantity]), timed).differences for other in moved]
+            self.whole[quantity] = float(np.max(responses)) / unit
 
 
 class _Tally:

@@ -188,6 +188,6 @@ def test_all_pairs(build: Build, equal: Equal, row: dict[str, Any]) -> None:
 def test_a_sequence_of_784_steps(build: Build, equal: Equal, cell: str) -> None:
     # Adam would divide gradients that have vanished over the length by themselves, and kappa would be beyond its limit
     calm = SGD(lr=0.01), (ClipNorm(threshold=1.0),)
-    case = build(MNIST(), CELLS[cell].model_copy(update={"hidden": 6}), *calm, batch=2)
+    case = build(MNIST(), CELLS[cell].model_copy(update={"hidden": 6}), *calm, steps=3, batch=2)
     assert case.batches[0].inputs.shape[0] == 784
     equal(case.compare())
