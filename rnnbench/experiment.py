@@ -171,7 +171,10 @@ def _versions(
         if ":" in name:
             yield f"{kind}.file", _file_hash(type(component), kind)
     if spec.model is not None:
-        yield "model.file", _file_hash(registry.load_attribute(spec.model, "model"), "model")
+        build = registry.load_attribute(spec.model, "model")
+        if not callable(build):
+            raise BadInput(f"model: {spec.model} is {quoted(type(build).__name__)}, not a function of (n_in, n_out)")
+        yield "model.file", _file_hash(build, "model")
 
 
 def _file_hash(thing: Any, place: str) -> str:
@@ -180,4 +183,6 @@ def _file_hash(thing: Any, place: str) -> str:
         file = inspect.getsourcefile(inspect.unwrap(thing))
         return hashlib.sha256(Path(file or "").read_bytes()).hexdigest()
     except (TypeError, OSError):
-        raise BadInput(f"{place}: the file that defines {quoted(getattr(thing, '__name__', thing))} is not readable") from None
+        raise BadInput(
+            f"{place}: the file that defines {quoted(getattr(thing, '__name__', thing))} is not readable"
+        ) from None

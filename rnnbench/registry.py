@@ -102,7 +102,9 @@ def load_attribute(reference: str, place: str) -> Any:
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         if module_name == missing or module_name.startswith(missing + "."):
-            raise BadInput(f"{place}: no module named {quoted(missing)} (looked in the working directory too)") from None
+            raise BadInput(
+                f"{place}: no module named {quoted(missing)} (looked in the working directory too)"
+            ) from None
         raise BadInput(f"{place}: {module_name} needs {quoted(missing)}, which is not installed") from error
     except (Exception, SystemExit) as error:
         raise BadInput(f"{place}: importing {module_name} failed; {one_line(error)}") from error
@@ -111,7 +113,9 @@ def load_attribute(reference: str, place: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except AttributeError:
-        raise unknown(f"{place}: {module_name}", attribute, [n for n in vars(module) if not n.startswith("_")]) from None
+        raise unknown(
+            f"{place}: {module_name}", attribute, [n for n in vars(module) if not n.startswith("_")]
+        ) from None
     return found
 
 

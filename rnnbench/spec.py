@@ -32,7 +32,7 @@ class Ref(Frozen):
     """A component by name, with the parameters that the user set: ``{name = "copy", delay = 200}``."""
 
     name: Name
-    params: dict[str, JsonValue] = {}
+    params: dict[str, JsonValue] = Field({}, description="the parameters that are set")
 
     @model_validator(mode="before")
     @classmethod

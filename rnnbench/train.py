@@ -110,7 +110,7 @@ class Hooks:
     """
 
     interrupted: Callable[[], bool] = lambda: False
-    report: Callable[[Event], None] = lambda event: None
+    report: Callable[[Event], None] = lambda _event: None
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int | None = None
 

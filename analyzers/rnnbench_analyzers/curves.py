@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 2
-DASHES = {"torch": (1, 0), "jax": (3, 1.5)}
+DASHED = {"jax": (3, 1.5)}
 
 
 def learning_curves(runs: pd.DataFrame, metrics: pd.DataFrame, title: str = "") -> Figure:
@@ -20,8 +20,8 @@ def learning_curves(runs: pd.DataFrame, metrics: pd.DataFrame, title: str = "") 
 
     Lines are medians over seeds, bands the range of all seeds; a run that stopped because it was solved counts with its
     last score from there on. Colours are of cells and techniques, dashes of backends;
-    grey dotted lines are baselines. A score that can be drawn on a logarithmic axis and spans more than a factor of
-    thirty is.
+    grey dotted lines are baselines. An error that spans more than a factor of thirty gets a logarithmic
+    axis.
 
     Args:
         runs: as `rnnbench_analyzers.summary.summarize` takes it, with a column ``label``.
@@ -49,7 +49,7 @@ def learning_curves(runs: pd.DataFrame, metrics: pd.DataFrame, title: str = "") 
 
 
 def _panel(
-    axes: Axes, runs: pd.DataFrame, metrics: pd.DataFrame, panel: str, colours: dict[str, tuple[float, ...]]
+    axes: Axes, runs: pd.DataFrame, metrics: pd.DataFrame, panel: str, colours: dict[str, tuple[float, float, float]]
 ) -> None:
     import seaborn as sns
 
@@ -66,7 +66,7 @@ def _panel(
             hue="arm",
             style="backend",
             palette=colours,
-            dashes={name: DASHES.get(name, (1, 1)) for name in table["backend"].unique()},
+            dashes={name: DASHED.get(name, "") for name in table["backend"].unique()},
             estimator="median",
             errorbar=("pi", 100),
             err_kws={"alpha": 0.12, "linewidth": 0},
@@ -77,7 +77,7 @@ def _panel(
     marks = _baselines(runs, metric)
     smallest = min([*table["value"], *marks.values()], default=0.0)
     largest = max([*table["value"], *marks.values()], default=1.0)
-    if smallest > 0 and largest / smallest > 30:
+    if runs["better"].iloc[0] == "lower" and smallest > 0 and largest / smallest > 30:
         axes.set_yscale("log")
     for name, value in marks.items():
         axes.axhline(value, color="0.45", linestyle=":", linewidth=1.2, zorder=1)
@@ -110,14 +110,15 @@ def _held(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
         for digest, run in arm.groupby("digest", sort=False):
             later = steps[steps > run["step"].max()]
             if digest in solved and len(later):
-                last = run.loc[run["step"].idxmax()]
-                pieces.append(pd.DataFrame([last] * len(later)).assign(step=later))
+                last = run[run["step"] == run["step"].max()].iloc[[0] * len(later)]
+                pieces.append(last.assign(step=later))
     return pd.concat(pieces, ignore_index=True)
 
 
 def _baselines(runs: pd.DataFrame, metric: str) -> dict[str, float]:
     """Return the trivial predictors' scores; of two that are all but equal the first."""
-    prefix, found = f"baseline.{metric}.", {}
+    prefix = f"baseline.{metric}."
+    found: dict[str, float] = {}
     for column in runs.columns:
         if str(column).startswith(prefix) and runs[column].notna().any():
             value = float(runs[column].dropna().iloc[0])
@@ -126,16 +127,15 @@ def _baselines(runs: pd.DataFrame, metric: str) -> dict[str, float]:
     return found
 
 
-def _legend(figure: Figure, colours: dict[str, tuple[float, ...]], backends: list[str]) -> None:
+def _legend(figure: Figure, colours: dict[str, tuple[float, float, float]], backends: list[str]) -> None:
     from matplotlib.lines import Line2D
 
     marks: list[Any] = [Line2D([], [], color=colour, linewidth=2, label=arm) for arm, colour in colours.items()]
-    marks += [
-        Line2D([], [], color="0.3", linewidth=1.6, label=name, dashes=DASHES.get(name, (1, 1)))
-        if name != "torch"
-        else Line2D([], [], color="0.3", linewidth=1.6, label=name)
-        for name in backends
-    ]
+    for name in backends:
+        line = Line2D([], [], color="0.3", linewidth=1.6, label=name)
+        if name in DASHED:
+            line.set_dashes(DASHED[name])
+        marks.append(line)
     figure.legend(handles=marks, loc="outside lower center", ncols=min(8, len(marks)), frameon=False)
 
 
@@ -144,9 +144,13 @@ def _panels(runs: pd.DataFrame) -> list[str]:
     own = [column for column in runs.columns if str(column).startswith("task.")]
     names = []
     for _, run in runs.iterrows():
-        set_here = [f"{c.removeprefix('task.')} {run[c]:g}" if isinstance(run[c], float) else f"{c.removeprefix('task.')} {run[c]}"
-                    for c in own if run[c] is not None and run[c] == run[c]]
-        names.append(", ".join([str(run["task"]), *set_here]))
+        given = {str(column).removeprefix("task."): run[column] for column in own}
+        named = [
+            f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in given.items()
+            if value is not None and value == value  # NaN where another task's runs set it
+        ]
+        names.append(", ".join([str(run["task"]), *named]))
     return names
 
 

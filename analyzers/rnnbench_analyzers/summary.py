@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FIRST_STEPS = 10
-"""Training steps over which two backends' losses are compared: beyond, chaos can part trajectories that both are right."""
+"""Training steps over which two backends' losses are compared: beyond, chaos parts trajectories that are both right."""
 
 
 def summarize(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +86,8 @@ def _finals(group: pd.DataFrame, metric: str, baseline: float) -> np.ndarray[Any
         return np.empty(0)
     values = group[column].astype("Float64").to_numpy(dtype=np.float64, na_value=np.nan)
     values = np.where(group["status"] == "diverged", baseline, values)
-    return values[np.isfinite(values)]
+    kept: np.ndarray[Any, np.dtype[np.float64]] = values[np.isfinite(values)].astype(np.float64)
+    return kept
 
 
 def _differences(runs: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, tuple[float, bool]]:

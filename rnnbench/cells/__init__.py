@@ -1,0 +1,1 @@
+"""The equations of recurrent cells, each written once over `xp`, and how cells make a network."""

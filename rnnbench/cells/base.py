@@ -17,6 +17,8 @@ from rnnbench.xp import Arrays, Ops
 
 Init = Callable[[np.random.Generator, tuple[int, ...]], NDArray]
 
+ZEROS = Zeros()
+
 Hidden = Annotated[int, Field(ge=1, le=65536, description="hidden units H")]
 
 
@@ -32,7 +34,7 @@ class Param:
     """
 
     shape: tuple[int, ...]
-    init: Init = Zeros()
+    init: Init = ZEROS
     zero_gradient: str | None = None
 
 
@@ -56,7 +58,7 @@ class Buffer:
     """An array that is carried over training steps but not trained, e.g. running statistics."""
 
     shape: tuple[int, ...]
-    init: Init = Zeros()
+    init: Init = ZEROS
 
 
 @dataclass

@@ -37,7 +37,7 @@ class GRU(Cell):
         )
     )
 
-    reset: Literal["after", "before"] = Field("after", description="whether r acts after or before the product with U_n")
+    reset: Literal["after", "before"] = Field("after", description="r acts after or before the product with U_n")
     biases: Literal[1, 2] = Field(2, description="one bias vector, or an input and a recurrent one as torch has")
 
     def parameters(self, n_in: int) -> dict[str, Param]:

@@ -105,7 +105,9 @@ class Network:
 
     def initial(self, seed: int) -> dict[str, NDArray]:
         """Draw the starting parameters in float64, each from its own stream (seed, "init/<name>")."""
-        return {name: param.init(stream(seed, f"init/{name}"), param.shape) for name, param in self.parameters().items()}
+        return {
+            name: param.init(stream(seed, f"init/{name}"), param.shape) for name, param in self.parameters().items()
+        }
 
     def initial_buffers(self, seed: int) -> dict[str, NDArray]:
         """Draw the starting buffers in float64."""

@@ -87,10 +87,10 @@ class Outcome:
 class Watcher:
     """What is told of progress; each field may be replaced."""
 
-    started: Callable[[Planned], None] = field(default=lambda planned: None)
-    progress: Callable[[Planned, Event], None] = field(default=lambda planned, event: None)
-    ended: Callable[[Outcome], None] = field(default=lambda outcome: None)
-    note: Callable[[str], None] = field(default=lambda text: None)
+    started: Callable[[Planned], None] = field(default=lambda _planned: None)
+    progress: Callable[[Planned, Event], None] = field(default=lambda _planned, _event: None)
+    ended: Callable[[Outcome], None] = field(default=lambda _outcome: None)
+    note: Callable[[str], None] = field(default=lambda _text: None)
 
 
 def processors() -> int:

@@ -1,7 +1,7 @@
 """A pool of spawned processes, each serving many runs.
 
-Runs that differ by seed only prefer the same worker, which has compiled for them already. A worker that dies (killed for
-memory, say) takes down the run that it was at, which keeps its checkpoint, and is replaced; the others go on.
+Runs that differ by seed only prefer the same worker, which has compiled for them already. A worker that dies (killed
+for memory, say) takes down the run that it was at, which keeps its checkpoint, and is replaced; the others go on.
 """
 
 from __future__ import annotations

@@ -182,7 +182,7 @@ class Adding(GeneratedTask):
             return 0.0
         return 1 / 10 + 9 / 10 / (self.T // 2 - 1)
 
-    def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:  # noqa: ARG002  # exact, so no data
+    def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:  # exact, so no data
         """Return the scores of the best constant, the target's mean.
 
         With N numbers counting (N = 2, or 1 with probability q under 1997's rule) of mean m and variance v:

@@ -179,7 +179,7 @@ class Copy(GeneratedTask):
         inputs *= inside[..., None]
         return inputs
 
-    def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:  # noqa: ARG002  # exact, so no data
+    def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:  # exact, so no data
         """Return what forgetting everything scores; loss in nats.
 
         ``known_timing`` puts the blank where it belongs and 1/M on each symbol at recall: K ln M over the mean length.

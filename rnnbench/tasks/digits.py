@@ -75,7 +75,7 @@ class Digits(ImageTask):
     def labels(self, split: str) -> NDArray:
         return _load()[1][_parts()[split]]
 
-    def rows(self, split: Split, index: NDArray, difficulty: float) -> Batch:  # noqa: ARG002  # has no difficulty
+    def rows(self, split: Split, index: NDArray, difficulty: float) -> Batch:  # has no difficulty
         images, labels = _load()
         chosen = _parts()[split][index]
         pixels = images[chosen].reshape(len(index), self.length, self.n_in).transpose(1, 0, 2)

@@ -147,7 +147,7 @@ class Forecast(StoredTask):
         first, second = series.ends
         return {"train": first - self._reach, "valid": second - first, "test": len(series.target) - second}
 
-    def rows(self, split: Split, index: NDArray, difficulty: float) -> Batch:  # noqa: ARG002  # has no difficulty
+    def rows(self, split: Split, index: NDArray, difficulty: float) -> Batch:  # has no difficulty
         series = self._series()
         judged = self._first(split) + np.asarray(index)
         read = judged - self._reach + np.arange(self.window)[:, None]  # [time batch]

@@ -113,7 +113,7 @@ class MNIST(ImageTask):
         whole = arrays[f"train_{what}"]
         return whole[:train] if split == "train" else whole[train:]
 
-    def rows(self, split: Split, index: NDArray, difficulty: float) -> Batch:  # noqa: ARG002  # has no difficulty
+    def rows(self, split: Split, index: NDArray, difficulty: float) -> Batch:  # has no difficulty
         shades = np.arange(256) / 255.0
         if self.scaling == "standardized":
             shades = (shades - 0.1307) / 0.3081

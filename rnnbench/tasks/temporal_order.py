@@ -119,7 +119,7 @@ class TemporalOrder(GeneratedTask):
         inputs[np.arange(self.length)[:, None] >= lengths] = 0.0
         return Batch(inputs=inputs, targets=v1 + 2 * v2, mask=np.ones(n), lengths=lengths)
 
-    def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:  # noqa: ARG002  # exact, so no data
+    def baselines(self, source: Source, split: EvalSplit = "valid") -> dict[str, Baseline]:  # exact, so no data
         """Return what guessing among four equally likely classes scores."""
         return {
             "chance": Baseline("accuracy", 0.25, "one of four equally likely classes"),

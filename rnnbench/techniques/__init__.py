@@ -1,0 +1,1 @@
+"""Stabilization techniques, by the stage of training at which they act."""

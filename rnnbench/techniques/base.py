@@ -21,7 +21,7 @@ class Technique(Component):
 
     stage: ClassVar[Stage]
 
-    def zero_gradients(self, parameters: Sequence[str]) -> Mapping[str, str]:  # noqa: ARG002  # most make none
+    def zero_gradients(self, parameters: Sequence[str]) -> Mapping[str, str]:  # most make none
         """Return which of the network's parameters have a zero gradient in theory under this technique, and why."""
         return {}
 

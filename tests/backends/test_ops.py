@@ -1,4 +1,4 @@
-"""Each operation of `xp` in NumPy, torch and JAX: the same values, the pinned derivatives, and gradients as they should be."""
+"""Each operation of `xp` in NumPy, torch and JAX: values, derivatives at kinks, and gradients."""
 
 from __future__ import annotations
 
@@ -65,9 +65,7 @@ def difference_gradient(function: Function, x: NDArray) -> NDArray:
     for index in np.ndindex(*x.shape):
         step = np.zeros_like(x)
         step[index] = 1e-6
-        gradient[index] = np.sum(
-            weights * (function(NumpyOps(), x + step) - function(NumpyOps(), x - step)) / 2e-6
-        )
+        gradient[index] = np.sum(weights * (function(NumpyOps(), x + step) - function(NumpyOps(), x - step)) / 2e-6)
     return gradient
 
 
@@ -161,7 +159,9 @@ def test_derivatives_at_kinks_are_pinned(name: str) -> None:
     function, at, expected = KINKS[name]
     x = np.array(at)
     tensor = torch.from_numpy(x.copy()).requires_grad_()
-    (by_torch,) = torch.autograd.grad(function(TorchOps(), tensor).sum(), tensor, materialize_grads=True, allow_unused=True)
+    (by_torch,) = torch.autograd.grad(
+        function(TorchOps(), tensor).sum(), tensor, materialize_grads=True, allow_unused=True
+    )
     by_jax = jax.jit(jax.grad(lambda x: function(JaxOps(), x).sum()))(x)
     np.testing.assert_array_equal(by_torch.numpy(), expected)
     np.testing.assert_array_equal(np.asarray(by_jax), expected)
@@ -204,7 +204,11 @@ def test_scan_runs_over_time(reverse: bool) -> None:
 
 
 def test_asarray_keeps_integers_and_brings_floats_to_the_precision() -> None:
-    for ops, wanted in ((TorchOps("cpu", "float32"), "float32"), (JaxOps("float32"), "float32"), (NumpyOps(), "float64")):
+    for ops, wanted in (
+        (TorchOps("cpu", "float32"), "float32"),
+        (JaxOps("float32"), "float32"),
+        (NumpyOps(), "float64"),
+    ):
         assert np.asarray(ops.asarray(np.ones(2, np.float64))).dtype == wanted
         assert np.asarray(ops.asarray(np.ones(2, np.int64))).dtype.kind == "i"
 

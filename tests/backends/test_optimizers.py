@@ -1,4 +1,4 @@
-"""Optimizers on both backends against naive NumPy twins, and slots that a run can carry from one backend to the other."""
+"""Optimizers on both backends against naive NumPy twins, and slots that carry over between backends."""
 
 from __future__ import annotations
 
@@ -173,16 +173,16 @@ def test_clipping_the_norm(backend: str, threshold: float) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_clipping_each_element(backend: str) -> None:
-    of = program(SGD(lr=1.0), (ClipValue(threshold=0.05),))
+    of = program(SGD(lr=1.0), (ClipValue(threshold=0.5),))
     trainer = BACKENDS[backend].trainer(of, "cpu", "float64", "reference")
     start = of.network.initial(1)
     trainer.load(TrainState(start))
     found = trainer.inspect(batches(1)[0], 1.0)
     largest = max(float(np.abs(g).max()) for g in found.gradients.values())
     smallest = min(float(np.abs(g).min()) for g in found.gradients.values())
-    assert smallest < 0.05 < largest  # some elements are clipped and some are not
+    assert smallest < 0.5 < largest  # some elements are clipped and some are not
     for key, gradient in found.gradients.items():
-        expected = start[key] - np.clip(gradient, -0.05, 0.05)
+        expected = start[key] - np.clip(gradient, -0.5, 0.5)
         np.testing.assert_allclose(found.updated.params[key], expected, rtol=1e-14, atol=1e-16)
 
 

@@ -89,9 +89,7 @@ def test_replacing_a_cells_step_changes_both(name: str, monkeypatch: pytest.Monk
     before = on_both(program(it))
     step = type(it).step
 
-    def other(
-        self: Cell, xp: Ops, params: Mapping[str, Array], states: Arrays, u: Array, context: Context
-    ) -> Arrays:
+    def other(self: Cell, xp: Ops, params: Mapping[str, Array], states: Arrays, u: Array, context: Context) -> Arrays:
         return {key: xp.sin(2.0 * value) + 0.1 for key, value in step(self, xp, params, states, u, context).items()}
 
     monkeypatch.setattr(type(it), "step", other)

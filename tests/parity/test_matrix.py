@@ -1,4 +1,4 @@
-"""torch and JAX compute the same: every cell on every task, every optimizer, all pairs of options, and long sequences."""
+"""torch and JAX compute the same: every cell and task, every optimizer, all pairs of options, long sequences."""
 
 from __future__ import annotations
 
@@ -118,11 +118,20 @@ def test_every_optimizer(build: Build, equal: Equal, cell: str, optimizer: str) 
 AXES: dict[str, Sequence[Any]] = {
     "cell": ["tanh", "relu", "lstm", "peepholes", "gru-after", "gru-before"],
     "biases": [1, 2],
-    "layers": [1, 2, 3],
+    "layers": [1, 2],
     "bidirectional": [False, True],
     "learned_state": [False, True],
     "optimizer": ["sgd", "nesterov", "rmsprop-urnn", "rmsprop-inside-momentum", "adam-betas", "adamw"],
-    "task": ["copy-A", "copy-D", "copy-variable", "adding-halves", "adding-pascanu", "order", "digits-rows", "forecast"],
+    "task": [
+        "copy-A",
+        "copy-D",
+        "copy-variable",
+        "adding-halves",
+        "adding-pascanu",
+        "order",
+        "digits-rows",
+        "forecast",
+    ],
     "techniques": list(TECHNIQUES),
     "precision": ["float64", "float32", "bfloat16"],
 }
@@ -140,7 +149,7 @@ def covering(axes: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
         (a, x), (b, y) = min(missing, key=lambda pair: (order[pair[0]], order[pair[1]]))
         row = {a: x, b: y}
         for name in (name for name in names if name not in row):
-            row[name] = max(axes[name], key=lambda value: _gain(row, name, value, missing, names))  # noqa: B023
+            row[name] = max(axes[name], key=lambda value: _gain(row, name, value, missing, names))
         missing -= set(_pairs(row, names))
         rows.append({name: row[name] for name in names})
     return rows
@@ -169,9 +178,7 @@ def test_the_rows_cover_all_pairs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(map(str, row.values())))
 def test_all_pairs(build: Build, equal: Equal, row: dict[str, Any]) -> None:
-    network = NetworkSpec(
-        layers=row["layers"], bidirectional=row["bidirectional"], learned_state=row["learned_state"]
-    )
+    network = NetworkSpec(layers=row["layers"], bidirectional=row["bidirectional"], learned_state=row["learned_state"])
     case = build(
         TASKS[row["task"]],
         CELLS[f"{row['cell']}-{row['biases']}"],

@@ -17,7 +17,6 @@ import torch
 from rnnbench.arrays import Array
 from rnnbench.backends.base import Inspection, Program, StepLog, TrainState
 from rnnbench.backends.jax import JaxBackend
-from rnnbench.backends.torch import TorchBackend
 from rnnbench.backends.torch import trainer as torch_trainer
 from rnnbench.backends.torch.trainer import TorchTrainer
 from rnnbench.cells.base import Cell, Context
@@ -49,7 +48,9 @@ class Base(NamedTuple):
     network: NetworkSpec = NetworkSpec()
 
 
-def against(build: Build, base: Base, plant: Callable[[Program], Program], trainer: type = TorchTrainer) -> ParityReport:
+def against(
+    build: Build, base: Base, plant: Callable[[Program], Program], trainer: type = TorchTrainer
+) -> ParityReport:
     """Compare the right program on JAX with the planted one on torch."""
     case = build(TASK, base.cell, base.optimizer, (base.technique,), base.network, STEPS)
     right = JaxBackend().trainer(case.program, "cpu", "float64", "reference")
@@ -236,7 +237,7 @@ class UnmaskedLoss(Program):
     ],
 )
 def test_a_wrong_loss_or_mask(build: Build, program: type[Program], places: Any) -> None:
-    report = against(build, BASES["lstm"], lambda right: program(**{**vars(right)}))
+    report = against(build, BASES["lstm"], lambda right: program(**vars(right)))
     assert_caught(report, *places)
 
 

@@ -92,7 +92,12 @@ def test_kappa_widens_a_tolerance_up_to_its_limit() -> None:
 def test_a_whole_quantity_too_sensitive_is_not_concluded() -> None:
     gauge = _Tally("step", "states", ("a", "b"), 1e-12)
     gauge.add(0, "h", Measured.single(0.0), np.ones(1), timed=False)
-    for kappa, verdict in ((1e3, "equal"), (1.1e3, "inconclusive"), (math.inf, "inconclusive"), (math.nan, "inconclusive")):
+    for kappa, verdict in (
+        (1e3, "equal"),
+        (1.1e3, "inconclusive"),
+        (math.inf, "inconclusive"),
+        (math.nan, "inconclusive"),
+    ):
         gauge.kappa = kappa
         assert gauge.row().verdict == verdict
 

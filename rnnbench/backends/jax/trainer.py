@@ -87,7 +87,9 @@ class JaxTrainer:
             buffers = {name: self._put(array) for name, array in state.buffers.items()}
             packed = pack(self.program.optimizer, params, slots, jnp.asarray(state.step, jnp.int32))
             # donated buffers must not be shared, and an absent slot's filling may be
-            self._carry = jax.tree.map(lambda leaf: jax.device_put(jnp.array(leaf), self.device), (params, packed, buffers))
+            self._carry = jax.tree.map(
+                lambda leaf: jax.device_put(jnp.array(leaf), self.device), (params, packed, buffers)
+            )
             self._step = state.step
 
     def state(self) -> TrainState:
@@ -100,9 +102,7 @@ class JaxTrainer:
     def readback(self, batch: Batch) -> dict[str, NDArray]:
         with self._mode():
             fetched = _numpy({name: self._put(array) for name, array in batch.arrays().items()})
-        return {
-            name: array.astype(np.int64) if array.dtype.kind in "iu" else array for name, array in fetched.items()
-        }
+        return {name: array.astype(np.int64) if array.dtype.kind in "iu" else array for name, array in fetched.items()}
 
     def train(self, batches: Sequence[Batch], rates: Sequence[float]) -> StepLog:
         with self._mode():
@@ -131,7 +131,8 @@ class JaxTrainer:
                 found.append(self._compile("evaluate", self._scores, arguments)(*arguments))
             return {
                 name: float(
-                    sum(float(sums[name][0]) for sums in found) / np.float64(sum(float(sums[name][1]) for sums in found))
+                    sum(float(sums[name][0]) for sums in found)
+                    / np.float64(sum(float(sums[name][1]) for sums in found))
                 )
                 for name in self.program.eval_metrics
             }
@@ -197,9 +198,9 @@ class JaxTrainer:
             loss, forward = self.program.loss(self.ops, params, buffers, batch, record=True, inject=inject)
             return loss, (forward.outputs, forward.states, forward.buffers)
 
-        (loss, (outputs, states, buffers)), (gradients, adjoints) = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(
-            params, inject
-        )
+        (loss, (outputs, states, buffers)), (gradients, adjoints) = jax.value_and_grad(
+            loss_of, argnums=(0, 1), has_aux=True
+        )(params, inject)
         carry = self._update(params, packed, buffers, gradients, rate)
         return loss, outputs, states, adjoints, gradients, carry
 

@@ -52,10 +52,10 @@ class TorchBackend:
                 facts = torch.cuda.get_device_properties(index)
                 found.append(Device(f"cuda:{index}", True, f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"))
         elif torch.version.cuda is None and torch.version.hip is None:
-            found.append(Device("cuda", False, "this build of torch has no CUDA; install a CUDA build from pytorch.org"))
+            found.append(Device("cuda", False, "this build of torch has no CUDA; pytorch.org has builds with it"))
         else:
             found.append(Device("cuda", False, "torch sees no GPU; check nvidia-smi and CUDA_VISIBLE_DEVICES"))
-        found.append(Device("tpu", False, "torch reaches a TPU through torch_xla, which rnnbench does not use; use jax"))
+        found.append(Device("tpu", False, "torch needs torch_xla for a TPU, which rnnbench does not use; use jax"))
         return found
 
     def versions(self) -> dict[str, str]:

@@ -19,9 +19,9 @@ from rnnbench.xp import Ops
 class TorchModel:
     """Stands in for a `rnnbench.cells.network.Network`: the same questions, answered by a torch.nn.Module.
 
-    ``build(n_in, n_out)`` returns a module that maps inputs [time batch n_in] to outputs [time batch n_out], or, where the
-    task reads the end only, also to [batch n_out]. Parameters that need no gradient are kept as they are, as buffers are
-    kept that only the module's own forward changes.
+    ``build(n_in, n_out)`` returns a module that maps inputs [time batch n_in] to outputs [time batch n_out], or, where
+    the task reads the end only, also to [batch n_out]. Parameters that need no gradient are kept as they are, as
+    buffers are kept that only the module's own forward changes.
     """
 
     def __init__(self, reference: str, task: Task, seed: int) -> None:

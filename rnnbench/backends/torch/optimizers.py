@@ -89,4 +89,6 @@ def read_slots(
 
 
 def _keys(spec: Optimizer) -> dict[str, str]:
-    return SLOT_KEYS[next(cls.__name__ for cls in type(spec).__mro__ if cls.__name__ in SLOT_KEYS)] if spec.slots() else {}
+    return (
+        SLOT_KEYS[next(cls.__name__ for cls in type(spec).__mro__ if cls.__name__ in SLOT_KEYS)] if spec.slots() else {}
+    )

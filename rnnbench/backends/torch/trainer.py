@@ -135,9 +135,7 @@ class TorchTrainer:
         sent = self._send(batch)
         shapes = self.program.network.state_shapes(batch.size)
         inject = {name: self.ops.zeros(shape).requires_grad_() for name, shape in shapes.items()}
-        loss, forward = self.program.loss(
-            self.ops, self._params, self._buffers, sent, record=True, inject=inject
-        )
+        loss, forward = self.program.loss(self.ops, self._params, self._buffers, sent, record=True, inject=inject)
         wanted = [*self._params.values(), *inject.values()]
         found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         gradients = dict(zip(self._params, found[: len(self._params)], strict=True))

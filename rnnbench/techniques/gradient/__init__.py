@@ -1,0 +1,1 @@
+"""Techniques between the backward pass and the update."""

@@ -34,7 +34,7 @@ class ClipValue(GradientTechnique):
     """Limit each element of the gradient."""
 
     name: ClassVar[str] = "clip_value"
-    source: ClassVar[str] = "Mikolov, PhD thesis, 2012, section 3.2.2; Arjovsky, Shah & Bengio, ICML 2016 (baselines, +-1)"
+    source: ClassVar[str] = "Mikolov, PhD thesis, 2012; Arjovsky, Shah & Bengio, ICML 2016 (its baselines, at +-1)"
     equation: ClassVar[str] = "g_i <- min(max(g_i, -threshold), threshold)"
 
     threshold: Threshold = Field(1.0, description="largest magnitude let through")

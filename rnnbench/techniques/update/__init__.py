@@ -1,0 +1,1 @@
+"""Optimizers, and techniques that change the update."""

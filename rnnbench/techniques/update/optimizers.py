@@ -32,7 +32,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent, with momentum if wanted."""
 
     name: ClassVar[str] = "sgd"
-    source: ClassVar[str] = "momentum: Polyak 1964 in the form of Sutskever et al., ICML 2013, with lr outside the buffer"
+    source: ClassVar[str] = "momentum: Polyak 1964, in the form of torch and optax: lr stands outside the buffer"
     equation: ClassVar[str] = "m <- momentum m + g;  p <- p - lr m   (nesterov: p <- p - lr (g + momentum m))"
 
     lr: Rate = Field(0.01, description="learning rate")
@@ -95,7 +95,9 @@ class AdamW(Adam):
     """Adam with decoupled weight decay."""
 
     name: ClassVar[str] = "adamw"
-    source: ClassVar[str] = "Loshchilov & Hutter, ICLR 2019, algorithm 2, with the decay scaled by lr as torch and optax do"
+    source: ClassVar[str] = (
+        "Loshchilov & Hutter, ICLR 2019, algorithm 2; the decay is scaled by lr, as in torch and optax"
+    )
     equation: ClassVar[str] = Adam.equation + "  - lr weight_decay p"
 
     weight_decay: NonNegative = Field(0.01, description="decoupled decay, scaled by lr")
