@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rnnbench.api import run as run
     from rnnbench.spec import RunSpec as RunSpec
     from rnnbench.store.frames import load_results as load_results
     from rnnbench.suite import SuiteSpec as SuiteSpec
@@ -18,10 +19,11 @@ _PUBLIC = {
     "SuiteSpec": "rnnbench.suite:SuiteSpec",
     "load_results": "rnnbench.store.frames:load_results",
     "load_suite": "rnnbench.suite:load_suite",
+    "run": "rnnbench.api:run",
 }
 """From a public name to where it is; imported when it is first asked for, so that ``import rnnbench`` is light."""
 
-__all__ = ["RunSpec", "SuiteSpec", "__version__", "load_results", "load_suite"]
+__all__ = ["RunSpec", "SuiteSpec", "__version__", "load_results", "load_suite", "run"]
 
 
 def __getattr__(name: str) -> Any:
