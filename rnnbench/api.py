@@ -19,7 +19,12 @@ SpecLike = RunSpec | Mapping[str, Any]
 
 @overload
 def run(
-    spec: SpecLike, *, results: str | Path | None = None, suite: str = "adhoc", jobs: int = 1, threads: int | None = None
+    spec: SpecLike,
+    *,
+    results: str | Path | None = None,
+    suite: str = "adhoc",
+    jobs: int = 1,
+    threads: int | None = None,
 ) -> RunRecord: ...
 
 
@@ -62,7 +67,7 @@ def run(
         RunFailed: when a run failed.
     """
     several = not isinstance(spec, (RunSpec, Mapping))
-    wanted = list(spec) if several else [spec]
+    wanted: list[SpecLike] = [spec] if isinstance(spec, (RunSpec, Mapping)) else list(spec)
     specs = [each if isinstance(each, RunSpec) else RunSpec.parse(each, "") for each in wanted]
     arms = [Arm(f"{each.task.name} {each.cell.name if each.cell else each.model}", each) for each in specs]
     root = Path(results if results is not None else os.environ.get("RNNBENCH_RESULTS", "rnnbench-results"))

@@ -21,7 +21,10 @@ LINE_SECONDS = 10.0
 
 @contextmanager
 def watching(title: str, total: int, quiet: bool) -> Iterator[Watcher]:
-    """Yield a watcher that shows `total` runs on stderr while it is open. Of one run alone it leaves errors to others."""
+    """Yield a watcher that shows `total` runs on stderr while it is open.
+
+    Of one run alone it leaves an error to whoever ends the command with it.
+    """
     from rnnbench.engine.execute import Watcher
 
     out = console(error=True)

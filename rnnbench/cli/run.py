@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from rnnbench.cli.common import data_dir_option, emit_json, json_option, print_table, printable, results_option
+from rnnbench.cli.common import data_dir_option, emit_json, escaped, json_option, print_table, printable, results_option
 from rnnbench.cli.progress import watching
 from rnnbench.cli.spec_options import Choice, spec_options
 
@@ -191,42 +192,53 @@ def _draw(runs: pd.DataFrame, metrics: pd.DataFrame, title: str, target: Path) -
 
 
 def _print_summary(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the rows in sections of one metric and baseline, narrow enough for 80 columns."""
     several = any(row["difference"] is not None for row in rows)
-    columns: list[tuple[str, Any]] = [
-        ("run", "name"),
-        ("backend", "name"),
-        ("metric", "name"),
-        ("median [range]", "number"),
-        ("baseline", "number"),
-        ("solved", "number"),
-        ("at step", "number"),
-        ("seconds", "number"),
-    ]
+    heading = ["", "backend", "median [range]", "solved", "seconds", *["torch-jax"] * several]
+    sections = [list(part) for _, part in itertools.groupby(rows, lambda row: (row["metric"], row["baseline"]))]
+    named = [(_common([row["label"] for row in section]), section) for section in sections]
+    tables = [[_cells(row, title, several) for row in section] for title, section in named]
+    widths = [max(len(line[i]) for line in [heading, *itertools.chain(*tables)]) for i in range(len(heading))]
+    for (title, section), table in zip(named, tables, strict=True):
+        first = section[0]
+        metric = f"{str(first['metric']).replace('_', ' ')}, {first['better']} is better"
+        where = f"; baseline {_short(first['baseline'])} ({first['baseline_name']})" if first["baseline_name"] else ""
+        click.echo(printable(f"{title}: {metric}{where}" if title else f"{metric}{where}"))
+        for line in [heading, *table]:
+            left = "  ".join(text.ljust(width) for text, width in zip(line[:2], widths, strict=False))
+            right = "  ".join(text.rjust(width) for text, width in zip(line[2:], widths[2:], strict=True))
+            click.echo(escaped(f"  {left}  {right}"))
+        click.echo()
+    click.echo("median and range over seeds; solved: how many runs, and the median step of all;")
+    click.echo("seconds: the median of a run, compilation included")
     if several:
-        columns.append(("torch-jax", "number"))
-    print_table(columns, [_cells(row, several) for row in rows])
-    notes = ["median and range over seeds; seconds are the median of a run, compilation included"]
-    if several:
-        notes.append("torch-jax: largest relative difference of the training loss in the first ten steps")
+        click.echo("torch-jax: largest relative difference of training losses in the first ten steps")
     if any(row["same_inputs"] is False for row in rows):
-        notes.append("WARNING: some runs' first batches differ between backends; see rnnbench parity")
+        click.echo("WARNING: some runs' first batches differ between backends; see rnnbench parity")
     if not all(row["matched"] for row in rows):
-        notes.append("unmatched: a user's own model, not the same experiment on every backend")
-    for note in notes:
-        click.echo(note)
+        click.echo("unmatched: a user's own model, not the same experiment on every backend")
 
 
-def _cells(row: dict[str, Any], several: bool) -> list[str]:
+def _common(labels: Sequence[str]) -> str:
+    """Return the words that all labels begin with, leaving each at least one of its own."""
+    words = [label.split(" ") for label in dict.fromkeys(labels)]
+    if len(words) == 1:
+        return labels[0]
+    shared = itertools.takewhile(
+        lambda column: len(set(column)) == 1, zip(*(each[:-1] for each in words), strict=False)
+    )
+    return " ".join(column[0] for column in shared)
+
+
+def _cells(row: dict[str, Any], title: str, several: bool) -> list[str]:
     spread = f" [{_short(row['low'])}, {_short(row['high'])}]" if row["runs"] > 1 else ""
     when = row["median_steps_to_solve"]
+    solved = f"{row['solved']}/{row['runs']}" + ("" if when is None else f" at {when:.0f}")
     cells = [
-        row["label"] + ("" if row["matched"] else " (unmatched)"),
+        str(row["label"]).removeprefix(title).strip() + ("" if row["matched"] else " (unmatched)"),
         row["backend"],
-        str(row["metric"]).replace("_", " "),
         f"{_short(row['median'])}{spread}" + (f" ({row['diverged']} diverged)" if row["diverged"] else ""),
-        _short(row["baseline"]),
-        f"{row['solved']}/{row['runs']}" if row["stops"] else "-",
-        "-" if when is None else f"{when:.0f}",
+        solved if row["stops"] else "-",
         f"{row['seconds']:.1f}",
     ]
     if several:

@@ -1,4 +1,4 @@
-"""Runs from plan to record: what is done is left alone, what was interrupted goes on, what fails takes nothing along."""
+"""Runs from plan to record: what is done is left alone, what was interrupted goes on, what fails harms nothing else."""
 
 from __future__ import annotations
 
@@ -461,7 +461,7 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(
     [
         ({"backend": "numpy"}, BadInput, "numpy is the reference for forward passes and does not train"),
         ({"precision": "tf32"}, BadInput, "tf32 is a mode of NVIDIA GPUs"),
-        ({"device": "tpu"}, BadInput, "torch reaches a TPU through torch_xla"),
+        ({"device": "tpu"}, BadInput, "torch cannot use tpu"),
         ({"device": "cuda:97"}, BadInput, "torch cannot use cuda:97"),
         ({"backend": "jax", "device": "cuda:97"}, BadInput, "jax cannot use cuda:97"),
         ({"eval": {"n": 10**12}}, OutOfResources, "eval.n: 1000000000000 sequences need"),

@@ -1,4 +1,4 @@
-"""A user's whole model: trained as its framework would, kept whole in checkpoints, refused in one line if it will not do."""
+"""A user's whole model: trained as its framework would, kept whole in checkpoints, or refused in one line."""
 
 from __future__ import annotations
 

@@ -129,11 +129,8 @@ class Sweep:
             )
 
     def workers(self) -> list[psutil.Process]:
-        found = []
-        for child in psutil.Process(self.process.pid).children():
-            if "spawn_main" in " ".join(child.cmdline()):
-                found.append(child)
-        return found
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
     def text(self) -> str:
         return self.out.read_text()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 
 from rnnbench.backends.base import Program, TrainState
 from rnnbench.cells.base import Cell
@@ -84,6 +85,15 @@ def equal() -> Callable[[ParityReport], None]:
         return range(report.row("step", "parameters").compared // report.steps)
 
     return check
+
+
+@pytest.fixture(autouse=True, scope="package")
+def _one_thread() -> Iterator[None]:
+    """Products this small gain nothing from a second thread, and wait for it where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -324,7 +324,7 @@ def test_interrupted_and_resumed_at_any_step_gives_the_same(every: int) -> None:
     for _ in range(100):
         calls = iter([False] * (2 * every))
         found, done, _ = go(
-            experiment_of(**settings), trainer, Hooks(interrupted=lambda: next(calls, True)), done, kept
+            experiment_of(**settings), trainer, Hooks(interrupted=lambda calls=calls: next(calls, True)), done, kept
         )
         if found != Status.INTERRUPTED:
             break
@@ -350,6 +350,20 @@ def test_checkpoints_change_nothing_and_come_when_due(every: int) -> None:
     assert steps
     assert all(later - earlier >= every for earlier, later in zip([0, *steps], steps, strict=False))
     assert all(arrays["params/w"] == [position["step"]] for arrays, position, _ in saving.checkpoints)
+
+
+@pytest.mark.parametrize("kind", ["solved", "diverged"])
+def test_a_checkpoint_between_two_looks_does_not_end_a_run_early(pace: int, kind: str) -> None:
+    settings: dict[str, Any] = {"record": {"per_decade": 1}, "eval": {"n": 6, "every": 35}}
+    settings["stop"] = {"threshold": 0.5, "split": "train"}
+    value = math.nan if kind == "diverged" else 0.1
+    steps = set()
+    for every in (1, 2, 1000):
+        trainer = FakeTrainer(loss=lambda step: 1.0 if step < 13 else value)
+        status, progress, _ = go(experiment_of(**settings), trainer, Hooks(checkpoint_steps=every))
+        assert status == kind
+        steps.add((progress.step, progress.steps_to_solve, progress.first_bad_step))
+    assert steps == {(35, 13, None) if kind == "solved" else (35, None, 13)}
 
 
 def test_checkpoints_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:

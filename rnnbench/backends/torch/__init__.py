@@ -81,6 +81,9 @@ class TorchBackend:
         }
 
     def set_threads(self, threads: int) -> int:
+        # Read when torch is loaded. Threads that wait by spinning slow a small model down fifty times where other
+        # processes want the same processors.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         import torch
 
         torch.set_num_threads(threads)
