@@ -142,11 +142,14 @@ class ParityReport:
     def advice(self) -> list[str]:
         """Return a sentence for each kind of verdict that is not `equal`, saying what it means."""
         found = {row.verdict for row in self.rows}
+        calmer = ["fewer steps", "a smaller learning rate", "smaller T"]
+        if self.precision != "float64":
+            calmer.append("float64")
         sentences = {
             "over": "over tolerance: the backends do not compute the same",
             "non-finite": "non-finite numbers: nothing can be compared; take a smaller learning rate or clip",
             "inconclusive": f"not concluded: a one-ulp change grows more than {KAPPA_LIMIT:.0f}-fold, or numbers "
-            "underflow; choose a calmer or shorter case (fewer steps, a smaller learning rate, smaller T, float64)",
+            f"underflow; choose a calmer or shorter case ({', '.join(calmer)})",
         }
         return [text for verdict, text in sentences.items() if verdict in found]
 

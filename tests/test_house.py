@@ -27,7 +27,7 @@ LAYERS = (
     ("registry", "tasks", "cells", "techniques", "objectives"),
     ("backends", "probes", "store", "stats", "suite", "experiment"),
     ("train", "engine", "diagnosis", "parity"),
-    ("cli",),
+    ("api", "cli"),
     ("__main__",),
 )
 """Rooms import from their own layer and from those before it, and nowhere in a circle."""

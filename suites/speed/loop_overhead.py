@@ -1,9 +1,9 @@
-"""How much slower rnnbench's training loop is than one written by hand. Run by hand: ``python suites/speed/loop_overhead.py``.
+"""How much slower rnnbench's training loop is than one written by hand: ``python suites/speed/loop_overhead.py``.
 
-Both loops train the same LSTM with Adam on the same batches, drawn by the same function, on one device and with the same
-threads. Hand-written are a plain torch loop over nn.LSTM, and a JAX loop over a jitted step around ``lax.scan``. Neither
-scores or records anything; rnnbench's records its training losses at log-spaced steps, as always. The loops take turns,
-A B A B, and the ratio of each pair is what counts.
+Both loops train the same LSTM with Adam on the same batches, drawn by the same function, on one device and with the
+same threads. Hand-written are a plain torch loop over nn.LSTM, and a JAX loop over a jitted step around ``lax.scan``.
+Neither scores or records anything; rnnbench's records its training losses at log-spaced steps, as always. The loops
+take turns, A B A B, and the ratio of each pair is what counts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,17 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-SIZES = {
-    "adding": {"task": {"name": "adding", "T": 100}, "data": {"batch_size": 32}, "cell": {"name": "lstm", "hidden": 64}},
-    "smnist": {"task": {"name": "mnist"}, "data": {"batch_size": 100}, "cell": {"name": "lstm", "hidden": 128}},
-    "long": {"task": {"name": "adding", "T": 784}, "data": {"batch_size": 100}, "cell": {"name": "lstm", "hidden": 128}},
+SIZES: dict[str, dict[str, Any]] = {
+    "adding": {
+        "task": {"name": "adding", "T": 100},
+        "data": {"batch_size": 32},
+        "cell": {"name": "lstm", "hidden": 64},
+    },
+    "smnist": {
+        "task": {"name": "mnist"},
+        "data": {"batch_size": 100},
+        "cell": {"name": "lstm", "hidden": 128},
+    },
 }
 
 
@@ -139,7 +146,7 @@ def by_hand_jax(spec: dict[str, Any], steps: int) -> Callable[[], float]:
         for step in range(steps):
             batch = source.batch("train", step)
             targets = batch.targets.astype(np.float32) if task.loss == "mse" else batch.targets.astype(np.int32)
-            params, state, loss = step_of(params, state, batch.inputs.astype(np.float32), targets)
+            params, state, _ = step_of(params, state, batch.inputs.astype(np.float32), targets)
         jax.block_until_ready(params)
         return (time.perf_counter() - began) / steps
 
