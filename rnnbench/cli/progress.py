@@ -12,7 +12,7 @@ import rich_click as click
 from rnnbench.cli.common import console, printable
 
 if TYPE_CHECKING:
-    from rnnbench.engine.execute import Outcome, Planned, Watcher
+    from rnnbench.engine import Outcome, Planned, Watcher
     from rnnbench.train import Event
 
 LINE_SECONDS = 10.0
@@ -25,7 +25,7 @@ def watching(title: str, total: int, quiet: bool) -> Iterator[Watcher]:
 
     Of one run alone it leaves an error to whoever ends the command with it.
     """
-    from rnnbench.engine.execute import Watcher
+    from rnnbench.engine import Watcher
 
     out = console(error=True)
     if quiet:
@@ -42,7 +42,7 @@ def _bars(title: str, total: int) -> Iterator[Watcher]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
     from rich.text import Text
 
-    from rnnbench.engine.execute import Watcher
+    from rnnbench.engine import Watcher
 
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -79,7 +79,7 @@ def _bars(title: str, total: int) -> Iterator[Watcher]:
 
 
 def _lines(title: str, total: int) -> Watcher:
-    from rnnbench.engine.execute import Watcher
+    from rnnbench.engine import Watcher
 
     last: dict[str, float] = {}
     count = 0

@@ -63,7 +63,7 @@ def run(
     status 1 when a run failed or diverged.
     """
     from rnnbench.engine import Options, execute, plan
-    from rnnbench.engine.execute import processors
+    from rnnbench.engine.outcome import processors
     from rnnbench.store import Store
 
     suite = choice.suite()

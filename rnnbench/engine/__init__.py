@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from rnnbench.engine.execute import Options, Outcome, execute, plan
+from rnnbench.engine.execute import execute, plan
+from rnnbench.engine.outcome import Options, Outcome, Planned, Watcher
 
-__all__ = ["Options", "Outcome", "execute", "plan"]
+__all__ = ["Options", "Outcome", "Planned", "Watcher", "execute", "plan"]

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rnnbench import errors
-from rnnbench.engine.execute import Options, Outcome, Planned, Watcher, attempt, interruption
+from rnnbench.engine.outcome import Options, Outcome, Planned, Watcher, attempt, interruption
 from rnnbench.engine.signals import Signals, catching
 from rnnbench.engine.single import Settings
 from rnnbench.errors import Interrupted, RnnbenchError, RunFailed

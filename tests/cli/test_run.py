@@ -297,7 +297,7 @@ def test_the_default_number_of_processes(invoke: Invoke, monkeypatch: pytest.Mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(engine, "execute", fake)
-    monkeypatch.setattr(sys.modules["rnnbench.engine.execute"], "processors", lambda: 3)
+    monkeypatch.setattr(sys.modules["rnnbench.engine.outcome"], "processors", lambda: 3)
     without = [text for text in TINY if text not in ("--jobs", "1", "--threads")]
     invoke(*without, "--seeds", "2")
     invoke(*without, "--seeds", "5")

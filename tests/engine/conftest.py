@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rnnbench.engine.execute import Options, Planned
+from rnnbench.engine import Options, Planned
 from rnnbench.experiment import resolve
 from rnnbench.spec import RunSpec
 from rnnbench.store import RunFolder, Store

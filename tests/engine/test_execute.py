@@ -16,7 +16,7 @@ import pytest
 from rnnbench import train as loop
 from rnnbench.backends.jax import JaxBackend
 from rnnbench.backends.torch.trainer import TorchTrainer
-from rnnbench.engine.execute import Options, Planned, Watcher, execute
+from rnnbench.engine import Options, Planned, Watcher, execute
 from rnnbench.engine.single import out_of_resources
 from rnnbench.errors import BadInput, CorruptData, Interrupted, Locked, OutOfResources, RnnbenchError
 from rnnbench.experiment import resolve

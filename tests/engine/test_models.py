@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from rnnbench import train as loop
 from rnnbench.cli import root
-from rnnbench.engine.execute import Options, Planned, Watcher, execute
+from rnnbench.engine import Options, Planned, Watcher, execute
 from rnnbench.errors import BadInput, Interrupted
 from rnnbench.store import RunFolder, Store
 from rnnbench.train import Event

@@ -15,8 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from rnnbench.engine import pool
-from rnnbench.engine.execute import Options, Outcome, Planned, Watcher, execute
+from rnnbench.engine import Options, Outcome, Planned, Watcher, execute, pool
 from rnnbench.record import Status
 from rnnbench.store import RunFolder, Store
 
@@ -81,7 +80,7 @@ SWEEP = """
 import signal
 import sys
 from pathlib import Path
-from rnnbench.engine.execute import Options, Planned, Watcher, execute
+from rnnbench.engine import Options, Planned, Watcher, execute
 from rnnbench.errors import Interrupted
 from rnnbench.experiment import resolve
 from rnnbench.spec import RunSpec
