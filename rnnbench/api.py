@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from rnnbench.engine import Options, execute, plan
-from rnnbench.errors import RunFailed
+from rnnbench.errors import BadInput, RunFailed, quoted
 from rnnbench.record import RunRecord
 from rnnbench.spec import RunSpec
 from rnnbench.store import Store
@@ -66,6 +66,10 @@ def run(
         Locked: when another process works on a run.
         RunFailed: when a run failed.
     """
+    if isinstance(spec, str):
+        raise BadInput(
+            f"run: {quoted(spec)} is text; give a spec, or of a suite [arm.spec for arm in load_suite(...).expand()]"
+        )
     several = not isinstance(spec, (RunSpec, Mapping))
     wanted: list[SpecLike] = [spec] if isinstance(spec, (RunSpec, Mapping)) else list(spec)
     specs = [each if isinstance(each, RunSpec) else RunSpec.parse(each, "") for each in wanted]

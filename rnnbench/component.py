@@ -56,6 +56,10 @@ class Component(Frozen):
     source: ClassVar[str] = ""
     equation: ClassVar[str] = ""
 
+    def identity(self) -> dict[str, Any]:
+        """Return what digests and records say of the parameters: those that are set, a file by its name alone."""
+        return self.changed()
+
     @classmethod
     def summary(cls) -> str:
         """Return the first line of the docstring."""

@@ -34,6 +34,10 @@ class CorruptData(RnnbenchError):
     exit_status = 3
 
 
+class NewerSchema(CorruptData):
+    """A file is of a schema that only a newer rnnbench reads; nothing is wrong with it (exit status 3)."""
+
+
 class Locked(RnnbenchError):
     """Another process is working on the same run (exit status 4)."""
 

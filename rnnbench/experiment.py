@@ -73,6 +73,10 @@ class Experiment:
         spec = self.spec
         return self.task.open(spec.seed, spec.data_seed, spec.data, spec.eval.n)
 
+    def canonical(self) -> dict[str, Any]:
+        """Return the spec as the digest and the record have it: defaults omitted, files by their names alone."""
+        return _canonical(self.spec, self.task)
+
     def group(self) -> str:
         """Name what runs share that differ by seed only: they can use the same compiled program."""
         values = self.spec.canonical()
@@ -116,8 +120,12 @@ def resolve(spec: RunSpec) -> Experiment:
             ),
         }
     )
-    digest = digest_of({"spec": reduced.canonical(), "versions": versions, "data": task.data_hash()})
+    digest = digest_of({"spec": _canonical(reduced, task), "versions": versions, "data": task.data_hash()})
     return Experiment(reduced, task, cell, techniques, optimizer, digest, versions)
+
+
+def _canonical(spec: RunSpec, task: Task) -> dict[str, Any]:
+    return spec.canonical() | {"task": {"name": spec.task.name, **task.identity()}}
 
 
 def log_spaced(per_decade: int, last: int | None) -> Iterator[int]:
@@ -170,6 +178,8 @@ def _versions(
         yield kind, component.version
         if ":" in name:
             yield f"{kind}.file", _file_hash(type(component), kind)
+    if ":" in spec.backend:
+        yield "backend.file", _file_hash(registry.load("backends", spec.backend, "backend"), "backend")
     if spec.model is not None:
         build = registry.load_attribute(spec.model, "model")
         if not callable(build):

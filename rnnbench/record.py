@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NoReturn, Self, TypeVar
 from pydantic import Field, JsonValue, StringConstraints, field_validator
 
 from rnnbench.component import Frozen
-from rnnbench.errors import BadInput, CorruptData, quoted
+from rnnbench.errors import BadInput, CorruptData, NewerSchema, quoted
 
 RECORD_SCHEMA = 1
 
@@ -322,8 +322,8 @@ def read_sealed(data: bytes, place: str, newest: int) -> tuple[dict[str, Any], b
     """Read what `write_sealed` wrote; return the table and its JSON, both without the hash.
 
     Raises:
-        CorruptData: when it is no strict JSON, its ``schema_version`` is none or above `newest`, or something in it
-            was changed.
+        CorruptData: when it is no strict JSON, its ``schema_version`` is none, or something in it was changed.
+        NewerSchema: when its ``schema_version`` is above `newest`.
     """
     values = read_json(data, place)
     if not isinstance(values, dict):
@@ -332,7 +332,7 @@ def read_sealed(data: bytes, place: str, newest: int) -> tuple[dict[str, Any], b
     if isinstance(version, bool) or not isinstance(version, int) or version < 1:
         raise CorruptData(f"{place}: schema_version {quoted(version)} is not a version number")
     if version > newest:
-        raise CorruptData(
+        raise NewerSchema(
             f"{place}: schema version {version} is newer than {newest}, the newest that this rnnbench reads; "
             "install a newer rnnbench"
         )

@@ -75,7 +75,7 @@ def load(kind: str, name: str, place: str | None = None) -> Any:
     if ":" in name:
         return load_attribute(name, place)
     if name in BUILT_IN[kind]:
-        return load_attribute(BUILT_IN[kind][name], place)
+        return _attribute(BUILT_IN[kind][name], place)
     if name in plugins(kind):
         point = plugins(kind)[name]
         try:
@@ -93,10 +93,14 @@ def load_attribute(reference: str, place: str) -> Any:
     Raises:
         BadInput: when the module or the attribute is missing, or importing it fails.
     """
-    module_name, _, attribute = reference.partition(":")
     here = str(Path.cwd())
     if here not in sys.path and "" not in sys.path:
         sys.path.insert(0, here)
+    return _attribute(reference, place)
+
+
+def _attribute(reference: str, place: str) -> Any:
+    module_name, _, attribute = reference.partition(":")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

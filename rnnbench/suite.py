@@ -121,7 +121,7 @@ class SuiteSpec(Frozen):
     def _seeds(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
             if not 1 <= value <= SEED_LIMIT:
-                raise ValueError("a number of seeds is at least 1 (a list names the seeds themselves)")
+                raise ValueError("a number of seeds is from 1 to 2**32 (a list names the seeds themselves)")
             return value
         if not isinstance(value, list):
             raise ValueError("a number of seeds, or a list of them")
@@ -466,7 +466,10 @@ def _pieces(key: str, swept: Sequence[str], values: Sequence[Any]) -> list[str]:
             return names
     last = key.rpartition(".")[2]
     alike = sum(other.rpartition(".")[2] == last for other in swept) > 1
-    return [f"{key if alike else last}={_brief(value)}" for value in values]
+    texts = [_brief(value) for value in values]
+    if len(set(texts)) < len({canonical_json(value) for value in values}):  # cut to one beginning, or 1 beside "1"
+        texts = [f"{text}#{number}" for number, text in enumerate(texts, start=1)]
+    return [f"{key if alike else last}={text}" for text in texts]
 
 
 def _brief(value: Any) -> str:

@@ -78,6 +78,15 @@ def test_a_number_of_seeds_counts_from_zero() -> None:
     assert [run.spec.seed for run in suite(BASE + "seeds = 3").expand()] == [0, 1, 2]
 
 
+def test_labels_tell_runs_apart_even_when_their_values_begin_alike() -> None:
+    runs = suite(BASE + f"grid.task.file = ['{'x' * 60}a', '{'x' * 60}b']").expand()
+    assert len({run.label for run in runs}) == 2
+    assert {run.label for run in suite(BASE + "grid.task.file = [1, '1']").expand()} == {
+        "copy lstm file=1#1",
+        "copy lstm file=1#2",
+    }
+
+
 def test_dotted_and_nested_keys_mean_the_same() -> None:
     dotted = suite('[base]\n"task.name" = "copy"\n"task.delay" = 5\ncell = "gru"\n[grid]\n"cell.hidden" = [1, 2]')
     nested = suite('[base.task]\nname = "copy"\ndelay = 5\n[base.cell]\nname = "gru"\n[grid]\ncell.hidden = [1, 2]')
@@ -183,7 +192,7 @@ def test_labels_name_whole_components_and_lists() -> None:
     [
         ("seeds = [1, 2, 1]", ["seeds", "1 is given twice"]),
         ("seeds = -1", ["seeds", "-1"]),
-        ("seeds = 0", ["seeds", "at least 1"]),
+        ("seeds = 0", ["seeds", "from 1 to 2**32"]),
         ("seeds = [-1]", ["seed -1", "0 to 2**32 - 1"]),
         ("seeds = [4294967296]", ["seed 4294967296", "0 to 2**32 - 1"]),
         ("seeds = [true]", ["seed True"]),

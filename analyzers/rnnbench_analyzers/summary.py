@@ -97,15 +97,20 @@ def _differences(runs: pd.DataFrame, metrics: pd.DataFrame) -> dict[str, tuple[f
     losses = {digest: part.set_index("step")["value"] for digest, part in early.groupby("digest")}
     matched = runs[runs["matched"].astype(bool)]
     for (label, _), group in matched.groupby(["label", "seed"], sort=False):
-        known = [(row["digest"], row["first_batch_sha256"]) for _, row in group.iterrows() if row["digest"] in losses]
+        known = [row for _, row in group.iterrows() if row["digest"] in losses]
         worst, same = found.get(str(label), (-np.inf, True))
-        for index, (digest, batch) in enumerate(known):
-            for other, other_batch in known[index + 1 :]:
-                a, b = losses[digest].align(losses[other], join="inner")
+        for index, run in enumerate(known):
+            for other in known[index + 1 :]:
+                if run["backend"] == other["backend"]:
+                    continue
+                a, b = losses[run["digest"]].align(losses[other["digest"]], join="inner")
                 scale = np.maximum(np.abs(a), np.abs(b))
                 relative = np.where(scale > 0, np.abs(a - b) / np.where(scale > 0, scale, 1.0), 0.0)
+                # a loss that is not finite on one side alone is as far off as can be
+                relative = np.where(np.isfinite(a) & np.isfinite(b), relative, 0.0)
+                relative = np.where(np.isfinite(a) == np.isfinite(b), relative, np.inf)
                 worst = max(worst, float(np.max(relative, initial=0.0)))
-                same = same and batch == other_batch
-        if np.isfinite(worst):
+                same = same and run["first_batch_sha256"] == other["first_batch_sha256"]
+        if worst >= 0:
             found[str(label)] = worst, same
     return found

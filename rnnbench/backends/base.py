@@ -135,7 +135,8 @@ class Inspection:
         loss: the training loss.
         outputs: the network's outputs.
         states: every state [time batch size].
-        adjoints: the total derivative of the loss by every state at every step [time batch size].
+        adjoints: the total derivative of the loss by every state at every step [time batch size], the step's other
+            states held: an LSTM's dL/dc_t leaves out the route through h_t.
         gradients: by parameter, after the backward pass, before any technique.
         updated: the training state after the update.
     """

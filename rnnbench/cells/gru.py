@@ -24,8 +24,8 @@ class GRU(Cell):
 
     name: ClassVar[str] = "gru"
     source: ClassVar[str] = (
-        "Cho et al., EMNLP 2014, eqs. 5-8 (reset before, as in the paper's first version); reset after: the second "
-        "variant of the paper's appendix as implemented by cuDNN and torch"
+        "Cho et al., EMNLP 2014, eqs. 5-8 (reset before); reset after: the preprint's first version, arXiv "
+        "1406.1078v1, as implemented by cuDNN and torch"
     )
     equation: ClassVar[str] = "\n".join(
         (

@@ -153,7 +153,7 @@ class Network:
             training: whether this is a training step.
             record: also return every state at every step.
             inject: [time batch size] by full state name, added to that state after each step: the gradient by it (at
-                zero) is the total derivative of the loss by the state.
+                zero) is the total derivative of the loss by the state, the step's other states held.
             kernel: a fused layer to try first; it is not used where states are recorded, injected or masked.
         """
         valid = _valid(xp, self.length, lengths) if self.masked else None

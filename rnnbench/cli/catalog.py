@@ -58,7 +58,8 @@ def entry(kind: str, name: str) -> Entry:
         thing = registry.load(kind, name)
         return Entry(kind, name, _version(kind, thing), summary_of(thing), getattr(thing, "source", ""), origin)
     except (Exception, SystemExit) as error:  # a plug-in may fail in any way, and must not take the list down with it
-        text = str(error) if isinstance(error, BadInput) else registry.one_line(error)
+        known = isinstance(error, BadInput)
+        text = str(error) if known else f"{kind.removesuffix('s')} {name}: {registry.one_line(error)}"
         return Entry(kind, name, None, "", "", origin, error=text + cure_of(error))
 
 

@@ -82,12 +82,13 @@ def console(error: bool = False) -> Console:
 
 
 def emit_json(value: Any) -> None:
-    """Print `value` as strict JSON.
+    """Print `value` as strict JSON, in ASCII: whatever the names in it hold, a terminal acts upon none of it, and a
+    stream of any encoding carries it unchanged.
 
     Raises:
         ValueError: when it holds a NaN or an infinity, which JSON has no word for.
     """
-    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+    click.echo(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=True))
 
 
 def warn(message: str) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import rich_click as click
 
-from rnnbench.cli.common import Kind, console, data_dir_option, emit_json, json_option, print_table
+from rnnbench.cli.common import Kind, console, data_dir_option, emit_json, json_option, print_table, printable
 from rnnbench.cli.groups import Group
-from rnnbench.errors import RnnbenchError, RunFailed, unknown
+from rnnbench.errors import BadInput, RnnbenchError, RunFailed, unknown
 
 SETS = {
     "mnist": "70,000 handwritten digits (LeCun, Cortes & Burges)",
@@ -38,7 +38,7 @@ def fetch(name: str, as_json: bool) -> None:
     if as_json:
         emit_json({"name": name, "folder": str(folder)})
     else:
-        click.echo(f"{name}: in {folder}")
+        click.echo(f"{name}: in {printable(folder)}")
 
 
 @data.command(name="list")
@@ -86,7 +86,9 @@ def verify(name: str, as_json: bool) -> None:
 def _refuse_bundled(name: str) -> None:
     if name not in SETS:
         raise unknown("data", name, SETS)
-    raise unknown(f"data: {name} comes with the installation and is never fetched", name, _DOWNLOADED)
+    raise BadInput(
+        f"data: {name} comes with the installation: nothing to fetch or verify; give {' or '.join(_DOWNLOADED)}"
+    )
 
 
 def _state(name: str) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def _cases(choice: Choice) -> tuple[tuple[str, ...], int, list[Arm]]:
     steps = STEPS if choice.steps is None else choice.steps
     if not 1 <= steps <= MOST_STEPS:
         raise BadInput(f"--steps: {steps} is not from 1 to {MOST_STEPS}")
-    backends = tuple(name.strip() for name in choice.backend.split(",")) if choice.backend else BACKENDS
+    backends = tuple(name.strip() for name in choice.backend.split(",")) if choice.backend is not None else BACKENDS
     asked = {text.partition("=")[0].strip() for text in choice.settings}
     settings = [f"{key}={value}" for key, value in DEFAULTS.items() if key not in asked and not _given(choice, key)]
     seed = "0" if choice.seed is None and choice.seeds is None else choice.seed

@@ -58,13 +58,13 @@ def _bars(title: str, total: int) -> Iterator[Watcher]:
 
         def started(planned: Planned) -> None:
             limit = planned.experiment.steps
-            shown[planned.title] = bars.add_task(printable(planned.title), total=limit, facts="starting")
+            shown[planned.experiment.digest] = bars.add_task(printable(planned.title), total=limit, facts="starting")
 
         def progress(planned: Planned, event: Event) -> None:
-            bars.update(shown[planned.title], completed=event.step, facts=_facts(event))
+            bars.update(shown[planned.experiment.digest], completed=event.step, facts=_facts(event))
 
         def ended(outcome: Outcome) -> None:
-            bars.remove_task(shown.pop(outcome.planned.title))
+            bars.remove_task(shown.pop(outcome.planned.experiment.digest))
             bars.advance(whole)
             done = bars.tasks[0].completed
             left = (time.monotonic() - began) / done * (total - done)

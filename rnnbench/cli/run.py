@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -118,9 +119,10 @@ def _conclude(
         table = registry.load("analyzers", "summary")(runs, metrics)
         rows = [_plain(row) for row in table.to_dict("records")]
         target = results / suite.name / FIGURE
-        if figure and (fresh or not target.exists()):
-            drawn = _draw(runs, metrics, suite.title or suite.name, target)
-        elif target.exists():
+        if figure:
+            key = hashlib.sha256("".join(sorted(runs["digest"])).encode()).hexdigest()
+            if fresh or not _shows(target, key):
+                _draw(runs, metrics, suite.title or suite.name, target, key)
             drawn = target
     if as_json:
         emit_json(
@@ -164,21 +166,29 @@ def _frames(outcomes: Sequence[Outcome], results: Path, suite: str) -> tuple[pd.
     """Return the runs and their metrics, each run by its label."""
     import pandas as pd
 
-    from rnnbench import load_results
+    from rnnbench.store import Store
+    from rnnbench.store.frames import load_folders
 
     labels = {o.planned.experiment.digest: o.planned.label for o in outcomes if o.record is not None}
     if not labels:
         return pd.DataFrame(), pd.DataFrame()
-    folder = results / suite
-    runs = load_results(folder, kind="runs")
-    runs = runs[runs["digest"].isin(labels)]
-    order = {digest: index for index, digest in enumerate(labels)}
-    runs = runs.assign(label=runs["digest"].map(labels), order=runs["digest"].map(order)).sort_values("order")
-    metrics = load_results(folder)
-    return runs.reset_index(drop=True), metrics[metrics["digest"].isin(labels)]
+    # these runs' folders alone: others in the suite's folder may be many, or damaged
+    store = Store(results, read_only=True)
+    folders = [store.folder(suite, digest) for digest in labels]
+    runs = load_folders(folders, "runs")
+    return runs.assign(label=runs["digest"].map(labels)), load_folders(folders, "metrics")
 
 
-def _draw(runs: pd.DataFrame, metrics: pd.DataFrame, title: str, target: Path) -> Path:
+def _shows(target: Path, key: str) -> bool:
+    """Whether the picture at `target` is of the runs of `key`, and not of others of the same suite."""
+    try:
+        return key.encode() in target.read_bytes()
+    except OSError:
+        return False
+
+
+def _draw(runs: pd.DataFrame, metrics: pd.DataFrame, title: str, target: Path, key: str) -> None:
+    """Draw the learning curves; `key` is kept in the picture's metadata."""
     import io
 
     from rnnbench import registry
@@ -186,9 +196,8 @@ def _draw(runs: pd.DataFrame, metrics: pd.DataFrame, title: str, target: Path) -
 
     figure = registry.load("analyzers", "curves")(runs, metrics, title)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.savefig(buffer, format="png", dpi=130, metadata={"Source": key})
     write_file(target, buffer.getvalue())
-    return target
 
 
 def _print_summary(rows: Sequence[dict[str, Any]]) -> None:

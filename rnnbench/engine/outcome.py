@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from rnnbench.engine.single import Settings, run_one
-from rnnbench.errors import RnnbenchError
+from rnnbench.errors import BadInput, RnnbenchError, quoted
 from rnnbench.experiment import Experiment
 from rnnbench.record import RunRecord, Status
 from rnnbench.registry import one_line
 from rnnbench.store import Store
 from rnnbench.train import Event
+
+MOST_JOBS = 10_000
+MOST_THREADS = 1024
+"""Far beyond this, OpenMP takes the process down with it."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,19 @@ class Options:
     threads: int | None = None
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what leaves nothing to run with.
+
+        Raises:
+            BadInput: naming the number that will not do.
+        """
+        for name, most in (("jobs", MOST_JOBS), ("threads", MOST_THREADS), ("checkpoint_steps", 10**12)):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= most:
+                raise BadInput(f"{name}: {quoted(value)} will not do; from 1 to {most}")
+        if not 0 < self.checkpoint_seconds < math.inf:
+            raise BadInput(f"checkpoint_seconds: {self.checkpoint_seconds} will not do; a time above 0")
 
     def settings(self) -> Settings:
         """Return what one run needs of this."""

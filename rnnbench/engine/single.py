@@ -13,7 +13,7 @@ from rnnbench.errors import BadInput, CorruptData, OutOfResources, RnnbenchError
 from rnnbench.experiment import Experiment
 from rnnbench.record import Environment, Resolved, RunRecord, Status, Summary, Timings, now
 from rnnbench.registry import one_line
-from rnnbench.store import RunFolder
+from rnnbench.store import RunFolder, RunWriter
 from rnnbench.store.checkpoints import Checkpoint
 from rnnbench.tasks.base import StoredTask, hash_arrays
 from rnnbench.train import Event, Hooks, Progress, starting_state, train
@@ -57,6 +57,7 @@ def run_one(
             return done
         checkpoint = folder.checkpoint()
         run: _Run | None = None
+        writer: RunWriter | None = None
         try:
             run = _Run(experiment, settings, checkpoint)
             writer = folder.writer(resume=checkpoint)
@@ -68,7 +69,7 @@ def run_one(
         except Exception as error:
             if (shortage := out_of_resources(error)) is not None:
                 raise shortage from error
-            if run is not None:
+            if run is not None and writer is not None:
                 writer.finish(run.record(Status.FAILED, one_line(error)))
             raise
 

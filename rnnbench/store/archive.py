@@ -91,7 +91,7 @@ def export_archive(folders: Sequence[RunFolder], target: Path, *, lean: bool = F
         lean=lean, runs=tuple(PackedRun(suite=f.suite, digest=f.digest, record=hash_of(text)) for f, _, text in records)
     )
     temporary = target.with_name(f"{TEMPORARY}{os.getpid()}-{target.name}")
-    with disk_errors(target, "writing the archive"):
+    with disk_errors(target, "writing the archive", "--output"):
         try:
             with open(temporary, "wb") as raw:
                 with (

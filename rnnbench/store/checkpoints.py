@@ -7,8 +7,9 @@ falls on, exactly one pair belongs together: it is found by its hash, not by its
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from pydantic import Field, JsonValue, field_validator
 
 from rnnbench.arrays import NDArray
 from rnnbench.component import Frozen
-from rnnbench.errors import CorruptData, quoted
+from rnnbench.errors import CorruptData, NewerSchema, quoted
 from rnnbench.record import FILE_NAME, Count, FileHash, Sha256, read_sealed, validated, write_sealed
 from rnnbench.store.arrays import pack_arrays, unpack_arrays
 from rnnbench.store.files import (
@@ -100,8 +101,27 @@ def read_facts(folder: Path) -> CheckpointFacts | None:
     for name in (FACTS, OLD_FACTS):
         data = read_file(folder / name)
         if data is not None:
-            return CheckpointFacts.from_json(data, shown(folder / name))
+            with curable(folder):
+                return CheckpointFacts.from_json(data, shown(folder / name))
     return None
+
+
+@contextlib.contextmanager
+def curable(folder: Path) -> Iterator[None]:
+    """Add to the news of damage how to go on; a file of a newer schema is not damaged."""
+    try:
+        yield
+    except NewerSchema:
+        raise
+    except CorruptData as error:
+        raise CorruptData(f"{error}; {_cure(folder)}") from error
+
+
+def _cure(folder: Path) -> str:
+    return (
+        "put the file back from a copy, or start this run anew: "
+        f"rnnbench results clean --only corrupt {folder.name[:12]}"
+    )
 
 
 def load_checkpoint(folder: Path, digest: str) -> Checkpoint | None:
@@ -149,10 +169,7 @@ def _difference(expected: FileHash, actual: FileHash) -> str:
 
 
 def _corrupt(folder: Path, path: Path, reason: str) -> CorruptData:
-    return CorruptData(
-        f"{shown(path)}: {reason}; put the file back from a copy, or start this run anew: "
-        f"rnnbench results clean --only corrupt {folder.name[:12]}"
-    )
+    return CorruptData(f"{shown(path)}: {reason}; {_cure(folder)}")
 
 
 def save_checkpoint(

@@ -30,15 +30,21 @@ def shown(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path, doing: str) -> Iterator[None]:
-    """Turn the operating system's errors into rnnbench's, with one line and the right exit status."""
+def disk_errors(path: Path, doing: str, option: str = "--results") -> Iterator[None]:
+    """Turn the operating system's errors into rnnbench's, with one line and the right exit status.
+
+    Args:
+        path: what is read or written.
+        doing: what is done to it.
+        option: with which another place can be chosen.
+    """
     try:
         yield
     except OSError as error:
-        raise _translated(error, path, doing) from error
+        raise _translated(error, path, doing, option) from error
 
 
-def _translated(error: OSError, path: Path, doing: str) -> RnnbenchError:
+def _translated(error: OSError, path: Path, doing: str, option: str = "--results") -> RnnbenchError:
     reason = error.strerror or type(error).__name__
     if error.errno in _NO_SPACE:
         return OutOfResources(
@@ -46,7 +52,7 @@ def _translated(error: OSError, path: Path, doing: str) -> RnnbenchError:
             "the same command again"
         )
     if error.errno in _NOT_ALLOWED:
-        return BadInput(f"{shown(path)}: {doing} failed, {reason}; choose another place with --results")
+        return BadInput(f"{shown(path)}: {doing} failed, {reason}; choose another place with {option}")
     return RunFailed(f"{shown(path)}: {doing} failed, {reason}")
 
 

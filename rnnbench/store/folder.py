@@ -16,7 +16,7 @@ from rnnbench.arrays import NDArray
 from rnnbench.errors import BadInput, CorruptData, Locked, quoted
 from rnnbench.record import SUITE_NAME, FileHash, RunRecord
 from rnnbench.store.arrays import unpack_arrays
-from rnnbench.store.checkpoints import Checkpoint, CheckpointFacts, load_checkpoint, read_facts
+from rnnbench.store.checkpoints import Checkpoint, CheckpointFacts, curable, load_checkpoint, read_facts
 from rnnbench.store.files import disk_errors, hash_of, make_folders, read_file, shown
 from rnnbench.store.tables import StoredSignal, read_metrics, read_signals
 
@@ -217,7 +217,8 @@ class RunFolder:
         data = read_file(path, RECORD_LIMIT)
         if data is None:
             return None
-        record = RunRecord.from_json(data, shown(path))
+        with curable(self.path):
+            record = RunRecord.from_json(data, shown(path))
         if (record.suite, record.digest) != (self.suite, self.digest):
             raise CorruptData(
                 f"{shown(path)}: is the record of {record.suite}/{record.digest[:12]}, not of this folder"

@@ -54,7 +54,16 @@ def load_results(path: str | Path, kind: Literal["metrics", "runs"] = "metrics")
     """
     if kind not in ("metrics", "runs"):
         raise BadInput(f"load_results: kind {kind!r} is neither metrics nor runs")
-    runs = [(folder, record) for folder in run_folders(path) if (record := folder.record()) is not None]
+    return load_folders(run_folders(path), kind)
+
+
+def load_folders(folders: Iterable[RunFolder], kind: Literal["metrics", "runs"]) -> pd.DataFrame:
+    """Read the records of `folders` into a frame; see `load_results`.
+
+    Raises:
+        CorruptData: when a record or a segment is not what was written.
+    """
+    runs = [(folder, record) for folder in folders if (record := folder.record()) is not None]
     columns = [run_columns(record) for _, record in runs]
     return _runs_frame(runs, columns) if kind == "runs" else _metrics_frame(runs, columns)
 

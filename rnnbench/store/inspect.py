@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from rnnbench.errors import CorruptData, Locked, RnnbenchError
+from rnnbench.errors import CorruptData, Locked, NewerSchema, RnnbenchError
 from rnnbench.record import RunRecord
 from rnnbench.store.checkpoints import CHECKPOINT_FILES, CheckpointFacts
 from rnnbench.store.files import TEMPORARY, discard, disk_errors, hash_file
@@ -36,6 +36,7 @@ class Standing:
         record: the record, if there is one.
         progress: the newest checkpoint's facts, if there is no record but a checkpoint.
         reason: why it is corrupt.
+        newer: whether it is not damaged at all, but of a schema that only a newer rnnbench reads.
     """
 
     folder: RunFolder
@@ -43,6 +44,7 @@ class Standing:
     record: RunRecord | None = None
     progress: CheckpointFacts | None = None
     reason: str | None = None
+    newer: bool = False
 
     @property
     def status(self) -> str:
@@ -67,7 +69,7 @@ def standing(folder: RunFolder) -> Standing:
             return Standing(folder, State.RECORDED, record=record)
         progress = folder.progress() if record is None else None
     except RnnbenchError as error:
-        return Standing(folder, State.CORRUPT, reason=str(error))
+        return Standing(folder, State.CORRUPT, reason=str(error), newer=isinstance(error, NewerSchema))
     if folder.is_locked():
         return Standing(folder, State.RUNNING, progress=progress)
     if record is not None:
@@ -140,11 +142,14 @@ def removable(folder: RunFolder, kinds: Collection[str]) -> Removal | None:
     """Say what of a folder can go, by kind; None when nothing can, or when a process holds it.
 
     Kinds: ``failed`` and ``interrupted`` runs, ``leftovers`` (temporary files, and folders with neither record nor
-    checkpoint), and ``corrupt`` runs, whose record or checkpoint is not what was written.
+    checkpoint), and ``corrupt`` runs, whose record or checkpoint is not what was written. What a newer rnnbench wrote
+    is none of these.
     """
     if folder.is_locked():
         return None
     now = standing(folder)
+    if now.newer:
+        return None
     if now.state is State.RECORDED and now.record is not None and now.record.status.final:
         extra = {LOCK, *CHECKPOINT_FILES} - set(now.record.files)
         files = tuple(n for n in sorted(os.listdir(folder.path)) if n in extra or _is_leftover(n, now.record))
@@ -156,6 +161,8 @@ def removable(folder: RunFolder, kinds: Collection[str]) -> Removal | None:
         try:
             checkpoint = folder.checkpoint()
             note = "no checkpoint" if checkpoint is None else f"checkpoint of step {checkpoint.step}"
+        except NewerSchema:
+            return None
         except CorruptData as error:
             kind, note = "corrupt", str(error)
     if kind not in kinds:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, JsonValue, StringConstraints, model_validator
 
 from rnnbench.arrays import NDArray
 from rnnbench.errors import BadInput, quoted
@@ -179,6 +179,10 @@ class Forecast(StoredTask):
             found[name] = Baseline("mse", float(np.mean(error**2)), how)
             found[f"{name}_mae"] = Baseline("mae", float(np.mean(np.abs(error))), how)
         return found
+
+    def identity(self) -> dict[str, JsonValue]:
+        """Leave out the directory of the user's file: its content is in the digest, its place is nobody's business."""
+        return {key: Path(value).name if key == "file" else value for key, value in self.changed().items()}
 
     def prepare(self) -> None:
         self._series()

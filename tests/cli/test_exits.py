@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -175,3 +176,12 @@ def test_any_encoding_of_the_terminal_will_do(tmp_path: Path, encoding: str) -> 
 def test_json_is_strict() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         emit_json({"loss": float("nan")})
+
+
+def test_json_carries_hostile_names_and_a_terminal_acts_on_none_of_them(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2J\x7f\x9b31m\u202e\u2028\udcff·ñ😀"
+    emit_json({name: [name]})
+    shown = capsys.readouterr().out
+    assert shown.replace("\n", "").isprintable()
+    assert shown.isascii()
+    assert json.loads(shown) == {name: [name]}

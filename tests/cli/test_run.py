@@ -47,9 +47,10 @@ def test_a_run_from_start_to_table(invoke: Invoke) -> None:
     assert re.fullmatch(
         r"\[1/1\] adding rnn · torch · seed 0: completed after 20 steps, mse [\d.]+, [\d.]+ s", lines[1]
     )
-    heading, row, *_ = result.stdout.splitlines()
-    assert " ".join(heading.split()) == "run backend metric median [range] baseline solved at step seconds"
-    assert row.split()[:4] == ["adding", "rnn", "torch", "mse"]
+    title, heading, row, *_ = result.stdout.splitlines()
+    assert title == "adding rnn: mse, lower is better; baseline 0.167 (constant)"
+    assert heading.split() == ["backend", "median", "[range]", "solved", "seconds"]
+    assert re.fullmatch(r"torch [\d.]+ - [\d.]+", " ".join(row.split()))
     assert "records: rnnbench-results/adhoc" in result.stdout
     assert Path("rnnbench-results/adhoc/learning-curves.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -85,6 +86,32 @@ def test_json_says_it_all_and_nothing_else(invoke: Invoke) -> None:
     (run,) = told["runs"]
     assert (run["record"]["status"], run["error"], run["already"]) == ("completed", None, False)
     assert run["record"]["digest"] == run["digest"]
+
+
+def test_the_picture_is_of_the_runs_that_were_asked_for(invoke: Invoke) -> None:
+    picture = Path("rnnbench-results/adhoc/learning-curves.png")
+    invoke(*TINY)
+    mine = picture.read_bytes()
+    assert "learning curves" not in invoke(*TINY, "--seed", "1", "--no-figure").stdout
+    assert picture.read_bytes() == mine
+    invoke(*TINY, "--seed", "1")
+    assert picture.read_bytes() != mine
+    assert "learning curves: rnnbench-results/adhoc" in invoke(*TINY).stdout  # done, but the picture is of seed 1
+    assert picture.read_bytes() == mine
+
+
+def test_another_run_that_is_damaged_is_no_concern_of_this_one(invoke: Invoke, failed: Failed) -> None:
+    invoke(*TINY, "--no-figure")
+    (folder,) = Store("rnnbench-results").folders()
+    (folder.path / "run.json").write_text("")
+    result = invoke(*TINY, "--no-figure", "--seed", "1")
+    assert (result.exit_code, "adding rnn" in result.stdout) == (0, True)
+    failed(
+        invoke(*TINY, "--no-figure"),
+        3,
+        "run.json: is empty",
+        f"rnnbench results clean --only corrupt {folder.digest[:12]}",
+    )
 
 
 DIVERGING = ("--optimizer", "sgd", "--set", "optimizer.lr=1e6", "--set", "cell.activation=relu")
@@ -175,6 +202,8 @@ def test_one_run_that_fails_is_one_line_and_among_others_one_more(invoke: Invoke
         (("--seed", "3,3"), ("3",)),
         (("--jobs", "0"), ("jobs",)),
         (("--checkpoint-every", "0"), ("checkpoint-every",)),
+        (("--checkpoint-every", "nan"), ("checkpoint_seconds: nan will not do; a time above 0",)),
+        (("--threads", "100000"), ("threads: 100000 will not do; from 1 to 1024",)),
         (("--model", "torch_model:build"), ("give either --cell or --model, not both",)),
     ],
 )

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rnnbench.errors import BadInput, CorruptData, Locked
+from rnnbench.errors import BadInput, CorruptData, Locked, NewerSchema
 from rnnbench.record import RunRecord, Status
 from rnnbench.store import RunFolder, Store, files
+from rnnbench.store.inspect import CLEANABLE, removable, standing
 
 Make = Callable[..., RunRecord]
 Finished = Callable[..., RunFolder]
@@ -301,6 +302,24 @@ def test_a_checkpoint_of_a_newer_schema_is_refused(checkpointed: RunFolder) -> N
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
     with pytest.raises(CorruptData, match="install a newer rnnbench"):
         checkpointed.checkpoint()
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "run.json"])
+def test_what_a_newer_rnnbench_wrote_is_refused_but_never_cleaned_away(
+    name: str, checkpointed: RunFolder, finished: Finished
+) -> None:
+    folder = finished() if name == "run.json" else checkpointed
+    path = folder.path / name
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
+    with pytest.raises(NewerSchema) as caught:
+        folder.record() or folder.checkpoint()
+    assert "clean" not in str(caught.value)
+    assert standing(folder).status == "corrupt"
+    assert removable(folder, CLEANABLE) is None
+    path.write_text("{")
+    with pytest.raises(CorruptData, match="results clean --only corrupt"):
+        folder.record() or folder.checkpoint()
+    assert removable(folder, CLEANABLE) is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b'{"schema_version": 999}', b'{"a": NaN}'])

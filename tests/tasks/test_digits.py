@@ -23,6 +23,12 @@ def test_split_is_a_stratified_partition() -> None:
         assert np.all(np.abs(counts - share * whole) < (2 if name == "train" else 1))
 
 
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_the_first_of_a_part_hold_every_class(split: str) -> None:
+    """An evaluation set of n is the first n of its part, which must not be sorted by class."""
+    assert np.bincount(Digits().labels(split)[:60], minlength=10).min() >= 1
+
+
 @pytest.mark.parametrize("by", ["pixel", "row"])
 def test_steps_are_the_pixels(by: str) -> None:
     task = Digits(by=by)  # type: ignore[arg-type]  # one of the two

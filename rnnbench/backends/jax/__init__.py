@@ -75,7 +75,9 @@ class JaxBackend:
     def facts(self, device: str) -> dict[str, Any]:
         from rnnbench.backends.jax.trainer import pick_device
 
-        facts: dict[str, Any] = {"precision": {"xla_flags": os.environ.get("XLA_FLAGS", "")[:200]}}
+        # "highest" is what keeps a TPU's or a GPU's float32 products from being rounded to fewer bits
+        flags = {"xla_flags": os.environ.get("XLA_FLAGS", "")[:200], "float32_products": "highest"}
+        facts: dict[str, Any] = {"precision": flags}
         if device != "cpu":
             facts["gpu"] = str(pick_device(device).device_kind)
             facts["driver"] = nvidia_driver() if device.startswith("cuda") else None

@@ -54,31 +54,6 @@ def scale_by_adam(beta1: float, beta2: float, eps: float) -> optax.GradientTrans
     return optax.GradientTransformation(optax.scale_by_adam(beta1, beta2, eps).init, update)
 
 
-def _scale_by_adam(spec: Adam) -> optax.GradientTransformation:
-    """Return optax.scale_by_adam, with bias corrections that keep their digits.
-
-    optax computes 1 - beta^t as it stands: in float32 and at beta = 0.999 that is off by 1e-5 in the first steps, a
-    hundred ulp. 1 - beta^t = -expm1(t ln beta) is not.
-    """
-
-    def correction(beta: float, t: Array) -> Array:
-        return -jnp.expm1(t * math.log(beta)) if beta else jnp.ones_like(t)
-
-    def update(gradients: Arrays, state: Any, _params: Any = None) -> tuple[Arrays, optax.ScaleByAdamState]:
-        count = state.count + 1
-        mean = optax.tree.update_moment(gradients, state.mu, spec.beta1, 1)
-        square = optax.tree.update_moment_per_elem_norm(gradients, state.nu, spec.beta2, 2)
-
-        def direction(name: str) -> Array:
-            t = count.astype(mean[name].dtype)
-            root = jnp.sqrt(square[name] / correction(spec.beta2, t))
-            return mean[name] / correction(spec.beta1, t) / (root + spec.eps)
-
-        return {name: direction(name) for name in gradients}, optax.ScaleByAdamState(count, mean, square)
-
-    return optax.GradientTransformation(optax.scale_by_adam(spec.beta1, spec.beta2, spec.eps).init, update)
-
-
 def pack(spec: Optimizer, params: Arrays, slots: Mapping[str, Array], step: Array) -> Any:
     """Return optax's state holding our slots (``<slot>/<parameter>``); absent ones take their starting values."""
 

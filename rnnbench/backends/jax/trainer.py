@@ -22,8 +22,8 @@ from rnnbench.tasks.base import Batch
 from rnnbench.techniques.base import global_norm
 from rnnbench.xp import Arrays
 
-DISPATCH_BYTES = 64 * 2**20
-"""Room for the batches of one dispatch."""
+DISPATCH_BYTES = 4 * 2**20
+"""Room for the batches of one dispatch. All of it is sent each time, also where a dispatch takes a single step."""
 
 MOST_STEPS = 128
 """Most steps of one dispatch."""
@@ -241,7 +241,7 @@ def pick_device(name: str) -> Any:
 
 def _stack(arrays: list[NDArray], room: int) -> NDArray:
     """Stack along a new first axis with room for more; what is beyond is never read."""
-    stacked = np.zeros((room, *arrays[0].shape), arrays[0].dtype)
+    stacked = np.empty((room, *arrays[0].shape), arrays[0].dtype)
     np.stack(arrays, out=stacked[: len(arrays)])
     return stacked
 

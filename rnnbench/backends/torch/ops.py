@@ -19,8 +19,9 @@ from rnnbench.xp import Arrays, Body
 class TorchOps:
     """Operations on one device in one precision.
 
-    In bfloat16 the factors of every product are rounded to bfloat16 and the product is kept in float32; in float32 and
-    tf32 the factors are left to the hardware's mode, which `TorchTrainer` sets and the record names.
+    In bfloat16 the factors of every product of the forward pass are rounded to bfloat16 and the product is kept in
+    float32; on the way back the derivative by each factor is rounded, not what it is a product of. In float32 and tf32
+    the factors are left to the hardware's mode, which `TorchTrainer` sets and the record names.
     """
 
     def __init__(self, device: str = "cpu", precision: Precision = "float64") -> None:
@@ -31,7 +32,6 @@ class TorchOps:
         self.tanh = torch.tanh
         self.sigmoid = torch.sigmoid
         self.relu = torch.relu
-        self.softplus = functional.softplus
         self.exp = torch.exp
         self.log = torch.log
         self.sqrt = torch.sqrt
@@ -64,6 +64,9 @@ class TorchOps:
     def floats(self, x: Array) -> Array:
         return x.to(self.dtype)
 
+    def softplus(self, x: Array) -> Array:
+        return -functional.logsigmoid(-x)  # functional.softplus is x itself above 20, 1e-10 off
+
     def clip(self, x: Array, low: float, high: float) -> Array:
         return torch.clamp(x, low, high)
 
@@ -81,10 +84,10 @@ class TorchOps:
         return x.transpose(-1, -2)
 
     def sum(self, x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
-        return x.sum() if axis is None else x.sum(dim=axis, keepdim=keepdims)
+        return x.sum(dim=axis, keepdim=keepdims)
 
     def mean(self, x: Array, axis: int | tuple[int, ...] | None = None, keepdims: bool = False) -> Array:
-        return x.mean() if axis is None else x.mean(dim=axis, keepdim=keepdims)
+        return x.mean(dim=axis, keepdim=keepdims)
 
     def amin(self, x: Array, axis: int) -> Array:
         return x.amin(dim=axis)

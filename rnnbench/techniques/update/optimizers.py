@@ -7,9 +7,9 @@ checkpoint written by one can be read by the other.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rnnbench.component import Component
 
@@ -38,6 +38,12 @@ class SGD(Optimizer):
     lr: Rate = Field(0.01, description="learning rate")
     momentum: Decay = Field(0.0, description="decay of the buffer m; 0 keeps none")
     nesterov: bool = Field(False, description="look ahead along the buffer")
+
+    @model_validator(mode="after")
+    def _buffered(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov looks along the buffer that momentum keeps; set momentum above 0")
+        return self
 
     def slots(self) -> dict[str, float]:
         return {"momentum": 0.0} if self.momentum else {}
