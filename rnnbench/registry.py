@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import sys
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,35 @@ BUILT_IN: dict[str, dict[str, str]] = {
 @cache
 def plugins(kind: str) -> dict[str, EntryPoint]:
     """Return the entry points of group ``rnnbench.<kind>`` by name; a built-in name is never overridden."""
-    found = {point.name: point for point in entry_points(group=f"rnnbench.{kind}")}
+    found = _entry_points()[0].get(kind, {})
     return {name: point for name, point in sorted(found.items()) if name not in BUILT_IN[kind]}
+
+
+def unreadable() -> dict[str, str]:
+    """Return the installed distributions whose entry points cannot be read, with the reason; they are passed over."""
+    return _entry_points()[1]
+
+
+@cache
+def _entry_points() -> tuple[dict[str, dict[str, EntryPoint]], dict[str, str]]:
+    """Read the entry points of every installed distribution, each by itself: one that is malformed breaks no other."""
+    found: dict[str, dict[str, EntryPoint]] = {}
+    faults: dict[str, str] = {}
+    for distribution in distributions():
+        try:
+            for point in distribution.entry_points:
+                if point.group.startswith("rnnbench."):
+                    found.setdefault(point.group.removeprefix("rnnbench."), {}).setdefault(point.name, point)
+        except Exception as error:
+            faults[_distribution_name(distribution)] = one_line(error)
+    return found, faults
+
+
+def _distribution_name(distribution: Distribution) -> str:
+    try:
+        return str(distribution.name)
+    except Exception:  # its metadata are no better than its entry points
+        return "an installed package without a name"
 
 
 def names(kind: str) -> list[str]:
