@@ -59,6 +59,17 @@ class Interrupted(RnnbenchError):
         self.exit_status = 128 + signal_number  # type: ignore[misc]  # the one status that depends on the instance
 
 
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory", "Out of memory", "Unable to allocate")
+"""How the frameworks say it, in the text of a RuntimeError."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether memory ran out, the interpreter's or a framework's, without importing the framework."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
+
+
 def quoted(value: Any, limit: int = 60) -> str:
     """Show `value` on one line: control characters escaped, long values shortened in the middle."""
     text = ascii(value)

@@ -16,9 +16,13 @@ from rnnbench.cells.network import Network
 from rnnbench.component import Component
 from rnnbench.errors import BadInput, quoted, unknown
 from rnnbench.spec import Ref, RunSpec, digest_of
+from rnnbench.streams import DERIVATION
 from rnnbench.tasks.base import Metric, Source, Task
 from rnnbench.techniques.base import Technique
 from rnnbench.techniques.update.optimizers import Optimizer
+
+ENGINE_VERSION = 1
+"""Raised whenever networks, starting values, losses, metrics or the loop come to other numbers for the same spec."""
 
 ComponentT = TypeVar("ComponentT", bound=Component)
 
@@ -55,8 +59,13 @@ class Experiment:
         """Training steps at most; None when only the clock decides."""
         return self.spec.budget.steps_at(self.spec.data.batch_size)
 
-    def network(self) -> Network:
-        """Put the network together; only where there is a cell."""
+    def network(self, masked: bool = False) -> Network:
+        """Put the network together; only where there is a cell.
+
+        Args:
+            masked: hold states from where a sequence ends, also for a task whose sequences all end at T at full
+                difficulty: a curriculum needs it.
+        """
         assert self.cell is not None
         return Network(
             self.cell,
@@ -65,7 +74,7 @@ class Experiment:
             self.task.n_out,
             self.task.length,
             self.task.readout == "last",
-            self.task.variable_length,
+            masked or self.task.variable_length,
         )
 
     def source(self) -> Source:
@@ -174,6 +183,8 @@ def _versions(
         (f"technique.{ref.name}", ref.name, technique)
         for ref, technique in zip(spec.techniques, techniques, strict=True)
     ]
+    yield "engine", ENGINE_VERSION
+    yield "streams", DERIVATION
     for kind, name, component in parts:
         yield kind, component.version
         if ":" in name:

@@ -211,7 +211,7 @@ def compare(
     """
     if len(set(backends)) < 2 or len(set(backends)) != len(backends):
         raise BadInput(f"parity: at least two different backends are compared, not {', '.join(backends) or 'none'}")
-    found: dict[str, Backend] = {name: registry.load("backends", name, "backend")() for name in backends}
+    found: dict[str, Backend] = {name: registry.backend(name) for name in backends}
     return compare_trainers(
         _trainers(found, program, device, precision, path), program, state, batches, precision, device
     )

@@ -87,6 +87,23 @@ def _distribution_name(distribution: Distribution) -> str:
         return "an installed package without a name"
 
 
+def backend(name: str, place: str = "backend") -> Any:
+    """Return the backend called `name`, made.
+
+    Raises:
+        BadInput: when there is none, or it is not a class that can be made without arguments.
+    """
+    found = load("backends", name, place)
+    try:
+        made = found()
+    except Exception as error:
+        raise BadInput(f"{place}: {quoted(name)} is not a backend class; {one_line(error)}") from error
+    missing = [part for part in ("ops", "devices", "trainer", "check", "versions") if not hasattr(made, part)]
+    if missing:
+        raise BadInput(f"{place}: {quoted(name)} is not a backend; it lacks {', '.join(missing)}")
+    return made
+
+
 def names(kind: str) -> list[str]:
     """Return every known name of `kind`, built in and plugged in."""
     return sorted([*BUILT_IN[kind], *plugins(kind)])

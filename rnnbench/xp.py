@@ -99,7 +99,7 @@ class Ops(Protocol):
         """Smallest along an axis."""
 
     def norm(self, x: Array, axis: int | None = None) -> Array:
-        """Euclidean norm, derivative 0 at the zero vector."""
+        """Euclidean norm, derivative 0 at the zero vector; scaled, so that no square under- or overflows."""
 
     def concat(self, arrays: Sequence[Array], axis: int) -> Array:
         """Join along an existing axis."""

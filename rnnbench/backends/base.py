@@ -217,7 +217,7 @@ class Backend(Protocol):
     def versions(self) -> dict[str, str]:
         """Return the versions that its numbers depend on."""
 
-    def facts(self, device: str) -> dict[str, Any]:
+    def facts(self, device: str, precision: Precision) -> dict[str, Any]:
         """Return what `Environment.capture` takes of a backend: gpu, driver, libraries, allocator, precision."""
 
     def set_threads(self, threads: int) -> int:
@@ -240,6 +240,19 @@ class Backend(Protocol):
 
 STORAGE = {"float64": "float64", "float32": "float32", "tf32": "float32", "bfloat16": "float32"}
 """The dtype that parameters, states and batches are kept in; tf32 and bfloat16 concern products only."""
+
+
+def check_lengths(program: Program, batch: Batch) -> None:
+    """Refuse a batch with sequences that end early where the network was not built to hold its state from there on.
+
+    Below full difficulty any task's sequences may end early; the network must then be a masked one.
+
+    Raises:
+        BadInput: when such a network would silently read padding.
+    """
+    network = program.network
+    if isinstance(network, Network) and not network.masked and int(batch.lengths.min()) < batch.inputs.shape[0]:
+        raise BadInput("difficulty: sequences end before the task's length, but the network is not a masked one")
 
 
 def check_precision(precision: Precision, device: str) -> None:

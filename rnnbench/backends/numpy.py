@@ -99,7 +99,10 @@ class NumpyOps:
         return np.min(x, axis=axis)
 
     def norm(self, x: Array, axis: int | None = None) -> Array:
-        return np.sqrt(np.sum(x * x, axis=axis))
+        peak = np.max(np.abs(x), axis=axis, keepdims=True)
+        scale = np.where(peak == 0, 1.0, peak)
+        root = np.sqrt(np.sum((x / scale) ** 2, axis=axis))
+        return np.reshape(scale, np.shape(root)) * root
 
     def concat(self, arrays: Sequence[Array], axis: int) -> Array:
         return np.concatenate(list(arrays), axis=axis)
@@ -165,7 +168,7 @@ class NumpyBackend:
     def versions(self) -> dict[str, str]:
         return {"numpy": np.__version__}
 
-    def facts(self, device: str) -> dict[str, Any]:
+    def facts(self, device: str, precision: Precision) -> dict[str, Any]:
         return {}
 
     def set_threads(self, threads: int) -> int:

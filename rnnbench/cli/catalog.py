@@ -108,7 +108,7 @@ def device_rows() -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in registry.names("backends"):
         try:
-            found = registry.load("backends", name)().devices()
+            found = registry.backend(name).devices()
             rows += [{"backend": name, "device": d.name, "available": d.available, "detail": d.detail} for d in found]
         except (Exception, SystemExit) as error:  # a broken backend is one row, and the others still answer
             text = str(error) if isinstance(error, BadInput) else registry.one_line(error)

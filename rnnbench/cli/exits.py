@@ -19,7 +19,7 @@ from types import FrameType
 
 import click
 
-from rnnbench.errors import RnnbenchError, quoted
+from rnnbench.errors import RnnbenchError, is_out_of_memory, quoted
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 _USERS_PATH = (
@@ -85,7 +85,7 @@ def describe_error(error: BaseException) -> tuple[int, str]:
         return 128 + signal.SIGTERM, "terminated"
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return 128 + signal.SIGINT, "interrupted"
-    if _out_of_memory(error):
+    if is_out_of_memory(error):
         return 5, f"out of memory; {_clean(error)}" if str(error) else "out of memory"
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         return 5, _os_error(error)
@@ -111,14 +111,6 @@ def _usage(error: click.ClickException) -> str:
 def _os_error(error: OSError) -> str:
     names = [quoted(name, 200) for name in (error.filename, error.filename2) if name is not None]
     return ": ".join([" -> ".join(names), error.strerror or str(error)]) if names else str(error.strerror or error)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: the interpreter's, or a framework's, recognized without importing the framework."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error) if isinstance(error, RuntimeError) else ""
-    return "RESOURCE_EXHAUSTED" in text or "can't allocate memory" in text
 
 
 def _clean(message: object) -> str:

@@ -29,9 +29,12 @@ def list_things(kind: str | None, as_json: bool) -> None:
 
         print_devices(as_json)
         return
+    from rnnbench import registry
     from rnnbench.cli.catalog import entries
 
     found = entries(kind)
+    for distribution, reason in registry.unreadable().items():
+        warn(f"the entry points of {distribution} cannot be read, so its plug-ins are passed over; {reason}")
     for entry in found:
         if entry.error is not None:
             warn(entry.error)

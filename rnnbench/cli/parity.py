@@ -47,7 +47,11 @@ def parity(choice: Choice, as_json: bool) -> None:
     backends, steps, arms = _cases(choice)
     reports = [(arm, _compare(arm, backends, steps)) for arm in arms]
     if as_json:
-        emit_json([{"label": arm.label, "spec": arm.spec.canonical(), **report.as_json()} for arm, report in reports])
+        from rnnbench.experiment import resolve
+
+        emit_json(
+            [{"label": arm.label, "spec": resolve(arm.spec).canonical(), **report.as_json()} for arm, report in reports]
+        )
     else:
         _print(reports)
     failed = [arm.label for arm, report in reports if not report.equal]

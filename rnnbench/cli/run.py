@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,9 @@ def _conclude(
         from rnnbench import registry
 
         table = registry.load("analyzers", "summary")(runs, metrics)
-        rows = [_plain(row) for row in table.to_dict("records")]
+        rows = [_without_nan(row) for row in table.to_dict("records")]
+        if not as_json:
+            _print_summary(rows)
         target = results / suite.name / FIGURE
         if figure:
             key = hashlib.sha256("".join(sorted(runs["digest"])).encode()).hexdigest()
@@ -130,13 +132,11 @@ def _conclude(
                 "suite": suite.name,
                 "jobs": options.jobs,
                 "runs": [_run_json(outcome) for outcome in outcomes],
-                "summary": rows,
+                "summary": [_plain(row) for row in rows],
                 "figure": None if drawn is None else str(drawn),
             }
         )
     else:
-        if rows:
-            _print_summary(rows)
         if drawn is not None:
             click.echo(f"learning curves: {printable(drawn)}")
         click.echo(f"records: {printable(results / suite.name)}")
@@ -259,8 +259,12 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
+def _without_nan(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(key): None if isinstance(value, float) and math.isnan(value) else value for key, value in row.items()}
+
+
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row as JSON holds it: what is not a finite number is null."""
+    """Return a row as JSON holds it: what is not finite is null."""
     return {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
 
 

@@ -59,6 +59,11 @@ def execute(
             _inline(waiting, store, options, watcher)
         else:
             pooled(waiting, store, options, watcher)
+    for outcome in waiting:  # what another process was at may be done by now
+        if isinstance(outcome.error, Locked):
+            record = store.folder(outcome.planned.suite, outcome.planned.experiment.digest).record()
+            if record is not None and record.status.final:
+                outcome.record, outcome.error, outcome.already = record, None, True
     for outcome in outcomes:  # equal experiments under two labels share one run
         first = seen[outcome.planned.suite, outcome.planned.experiment.digest]
         outcome.record, outcome.error, outcome.already = first.record, first.error, first.already

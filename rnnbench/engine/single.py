@@ -9,7 +9,7 @@ from typing import Any
 
 from rnnbench import registry
 from rnnbench.backends.base import Backend, Program, Trainer, TrainState
-from rnnbench.errors import BadInput, CorruptData, OutOfResources, RnnbenchError
+from rnnbench.errors import BadInput, CorruptData, OutOfResources, RnnbenchError, is_out_of_memory
 from rnnbench.experiment import Experiment
 from rnnbench.record import Environment, Resolved, RunRecord, Status, Summary, Timings, now
 from rnnbench.registry import one_line
@@ -80,7 +80,7 @@ class _Run:
     def __init__(self, experiment: Experiment, settings: Settings, checkpoint: Checkpoint | None) -> None:
         spec = experiment.spec
         self.experiment = experiment
-        self.backend: Backend = registry.load("backends", spec.backend)()
+        self.backend: Backend = registry.backend(spec.backend)
         position: dict[str, Any] = dict(checkpoint.position) if checkpoint else {}
         # a checkpoint's number of threads is part of what makes its numbers; go on with it
         self.threads = self.backend.set_threads(int(position.get("threads", settings.threads)))
@@ -90,7 +90,7 @@ class _Run:
             experiment.task, self.model, experiment.optimizer, experiment.techniques, _watched(experiment)
         )
         self.trainer: Trainer = self.backend.trainer(program, spec.device, spec.precision, spec.path)
-        self.environment = Environment.capture(self.threads, self.backend.facts(spec.device))
+        self.environment = Environment.capture(self.threads, self.backend.facts(spec.device, spec.precision))
         self.first_batch = self._first_batch()
         self.resumed: list[int] = list(position.get("resumed", []))
         self.resumed_inexact: list[str] = list(position.get("resumed_inexact", []))
@@ -123,7 +123,7 @@ class _Run:
         return RunRecord(
             digest=experiment.digest,
             suite="unset",  # the writer puts the folder's own
-            spec=spec.canonical(),
+            spec=experiment.canonical(),
             resolved=Resolved(
                 device=spec.device_kind,
                 path=self.trainer.path,
@@ -220,11 +220,9 @@ def _watched(experiment: Experiment) -> tuple[str, ...]:
 
 def out_of_resources(error: BaseException) -> OutOfResources | None:
     """Recognize the frameworks' ways of saying that memory or disk is full."""
-    text = str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutOfResources(f"the disk is full; {one_line(error)}")
-    signs = ("RESOURCE_EXHAUSTED", "can't allocate memory", "out of memory", "Out of memory", "Unable to allocate")
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(sign in text for sign in signs)):
+    if is_out_of_memory(error):
         return OutOfResources(f"out of memory; {one_line(error)}; a smaller data.batch_size or eval.n needs less")
     return None
 
@@ -239,7 +237,7 @@ def refuse_unsupported(experiment: Experiment) -> None:
     spec = experiment.spec
     if spec.backend == "numpy":
         raise BadInput("backend: numpy is the reference for forward passes and does not train; use torch or jax")
-    registry.load("backends", spec.backend)().check(spec.device, spec.precision)
+    registry.backend(spec.backend).check(spec.device, spec.precision)
     _refuse_oversized(experiment)
 
 

@@ -23,6 +23,9 @@ _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
 
 
+MAKING = "making the folder"
+
+
 def shown(path: Path) -> str:
     """Show a path on one line, without quotes where it has nothing odd in it."""
     text = str(path)
@@ -51,7 +54,7 @@ def _translated(error: OSError, path: Path, doing: str, option: str = "--results
             f"{shown(path)}: {doing} failed, {reason}; what was written before is whole: free some space, then run "
             "the same command again"
         )
-    if error.errno in _NOT_ALLOWED:
+    if error.errno in _NOT_ALLOWED or (error.errno == errno.ENOENT and doing == MAKING):
         return BadInput(f"{shown(path)}: {doing} failed, {reason}; choose another place with {option}")
     return RunFailed(f"{shown(path)}: {doing} failed, {reason}")
 
@@ -110,7 +113,7 @@ def discard(path: Path) -> None:
 
 def make_folders(path: Path) -> None:
     """Create a folder and those above it."""
-    with disk_errors(path, "making the folder"):
+    with disk_errors(path, MAKING):
         os.makedirs(path, exist_ok=True)
 
 

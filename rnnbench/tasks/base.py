@@ -317,12 +317,22 @@ class StoredSource(_Indexed):
         if split != "train":
             if sizes[split] == 0:
                 raise BadInput(f"eval.split: task {self.task.name} as set up has no {split} sequences")
-            return self.task.rows(split, np.arange(min(self.eval_n, sizes[split])), difficulty)
+            return self.task.rows(split, self.evaluated(split), difficulty)
         n = self.train_size
         rows = self.indices(step, n)
         if n < sizes["train"]:  # a subset of the training part, chosen by data_seed
             rows = self._subset[rows]
         return self.task.rows("train", rows, difficulty)
+
+    def evaluated(self, split: EvalSplit) -> NDArray:
+        """Return the rows of `split` that are scored: all, or `eval_n` of them drawn by data_seed, in ascending order.
+
+        Drawn, because a data set's first rows need not be like the others: MNIST's first 5,000 test digits are cleaner.
+        """
+        size = self.task.sizes()[split]
+        if self.eval_n >= size:
+            return np.arange(size)
+        return np.sort(stream(self.data_seed, f"evaluated/{split}").permutation(size)[: self.eval_n])
 
     @cached_property
     def _subset(self) -> NDArray:

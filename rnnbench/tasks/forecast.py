@@ -16,7 +16,7 @@ from pydantic import Field, JsonValue, StringConstraints, model_validator
 from rnnbench.arrays import NDArray
 from rnnbench.errors import BadInput, quoted
 from rnnbench.spec import Split
-from rnnbench.tasks.base import Baseline, Batch, EvalSplit, LossName, Metric, Readout, Source, StoredTask
+from rnnbench.tasks.base import Baseline, Batch, EvalSplit, LossName, Metric, Readout, Source, StoredSource, StoredTask
 from rnnbench.tasks.tables import MAX_BYTES, Table, check_steps, read_table
 
 Column = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -165,7 +165,8 @@ class Forecast(StoredTask):
         season, ``train_mean`` the training part's mean.
         """
         target = self._series().target
-        judged = self._first(split) + np.arange(min(source.eval_n, self.sizes()[split]))
+        assert isinstance(source, StoredSource)
+        judged = self._first(split) + source.evaluated(split)
         lags = {"persistence": (self.horizon, "the last value known")}
         season = self._season
         if season is not None:

@@ -37,5 +37,5 @@ class GradientTechnique(Technique):
 
 
 def global_norm(xp: Ops, arrays: Arrays) -> Array:
-    """Return the Euclidean norm of all arrays together, summed in the order of their names."""
-    return xp.sqrt(sum(xp.sum(arrays[name] ** 2) for name in sorted(arrays)))
+    """Return the Euclidean norm of all arrays together, also where its square would underflow."""
+    return xp.norm(xp.stack([xp.norm(arrays[name]) for name in sorted(arrays)]))

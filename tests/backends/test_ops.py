@@ -232,3 +232,14 @@ def test_bfloat16_rounds_the_factors_of_products_alike() -> None:
     np.testing.assert_allclose(by_torch, by_hand, rtol=1e-5, atol=1e-6)  # sums of four products in float32
     np.testing.assert_allclose(by_jax, by_hand, rtol=1e-5, atol=1e-6)
     assert np.abs(by_hand - x.astype(np.float64) @ weight.T).max() > 1e-3  # the rounding is there
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-21, 1.0, 1e21, 1e30])
+def test_a_norm_neither_underflows_nor_overflows(size: float) -> None:
+    x = np.full(4, size, np.float32)
+    by_torch = TorchOps("cpu", "float32").norm(torch.from_numpy(x))
+    by_jax = JaxOps("float32").norm(jax.numpy.asarray(x))
+    for found in (float(by_torch), float(by_jax), float(NumpyOps().norm(x.astype(np.float64)))):
+        assert found == pytest.approx(2 * size, rel=1e-6)
+    slope = jax.grad(JaxOps("float32").norm)(jax.numpy.asarray(x))
+    np.testing.assert_allclose(slope, 0.5, rtol=1e-6)

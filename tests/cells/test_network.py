@@ -15,6 +15,7 @@ from rnnbench.cells.gru import GRU
 from rnnbench.cells.lstm import LSTM
 from rnnbench.cells.network import Network
 from rnnbench.cells.rnn import RNN
+from rnnbench.errors import BadInput
 from rnnbench.parity import measure
 from rnnbench.spec import DataSpec, NetworkSpec
 from rnnbench.streams import stream
@@ -184,3 +185,20 @@ def test_the_backward_direction_reads_the_sequence_turned_round(cell: Cell) -> N
         there, back = f"layers.0.forward.{state.name}", f"layers.0.backward.{state.name}"
         np.testing.assert_allclose(mirrored[there], states[back][::-1], rtol=1e-14)
         np.testing.assert_allclose(mirrored[back], states[there][::-1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("backend", [TorchBackend(), JaxBackend()], ids=lambda backend: backend.name)
+def test_an_easier_batch_needs_a_network_that_masks(backend: Backend) -> None:
+    task = Copy(delay=6, symbols=2, alphabet=2)
+    batch = task.open(0, 0, DataSpec(batch_size=2), 4).batch("train", 0, 0.5).cast("float64")
+    assert int(batch.lengths.max()) < task.length
+    for masked in (False, True):
+        network = Network(RNN(hidden=3), NetworkSpec(), task.n_in, task.n_out, task.length, False, masked)
+        trainer = backend.trainer(Program(task, network, SGD(lr=0.1)), "cpu", "float64", "reference")
+        trainer.load(TrainState(network.initial(0)))
+        if masked:
+            assert np.isfinite(trainer.inspect(batch, 0.1).loss)
+        else:
+            for use in (lambda: trainer.inspect(batch, 0.1), lambda: trainer.train([batch], [0.1])):  # noqa: B023
+                with pytest.raises(BadInput, match="masked"):
+                    use()

@@ -152,3 +152,18 @@ def test_scaled() -> None:
     for difficulty in (0.0, -0.1, 1.0000001, float("nan")):
         with pytest.raises(BadInput):
             scaled(5, difficulty, 1)
+
+
+def test_a_part_of_the_evaluation_set_is_drawn_and_the_same_for_every_seed() -> None:
+    task = Numbers(train=10, valid=100)
+    found = [
+        task.open(seed, data_seed, DataSpec(), 20).evaluation("valid").inputs.ravel()
+        for seed, data_seed in ((0, 0), (7, 0), (0, 1))
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert len(set(found[0])) == 20
+    assert list(found[0]) != list(range(20))
+    assert list(found[0]) == sorted(found[0])
+    whole = task.open(0, 0, DataSpec(), 1000).evaluation("valid").inputs.ravel()
+    assert list(whole) == list(range(100))

@@ -72,11 +72,10 @@ class JaxBackend:
                 continue
         return found
 
-    def facts(self, device: str) -> dict[str, Any]:
-        from rnnbench.backends.jax.trainer import pick_device
+    def facts(self, device: str, precision: Precision) -> dict[str, Any]:
+        from rnnbench.backends.jax.trainer import pick_device, product_mode
 
-        # "highest" is what keeps a TPU's or a GPU's float32 products from being rounded to fewer bits
-        flags = {"xla_flags": os.environ.get("XLA_FLAGS", "")[:200], "float32_products": "highest"}
+        flags = {"xla_flags": os.environ.get("XLA_FLAGS", "")[:200], "matmul_precision": product_mode(precision)}
         facts: dict[str, Any] = {"precision": flags}
         if device != "cpu":
             facts["gpu"] = str(pick_device(device).device_kind)

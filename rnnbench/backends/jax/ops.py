@@ -103,9 +103,13 @@ class JaxOps:
         return jnp.min(x, axis=axis)
 
     def norm(self, x: Array, axis: int | None = None) -> Array:
-        square = jnp.sum(x * x, axis=axis)
+        peak = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
+        scale = jnp.where(peak == 0, 1.0, peak)
+        square = jnp.sum((x / scale) ** 2, axis=axis)
         zero = square == 0
-        return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+        # the root's infinite slope at 0 must not be multiplied by a zero: that would be NaN
+        root = jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, square)))
+        return jnp.reshape(scale, root.shape) * root
 
     def concat(self, arrays: Sequence[Array], axis: int) -> Array:
         return jnp.concatenate(list(arrays), axis=axis)

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 
 from rnnbench.arrays import Array, NDArray
-from rnnbench.backends.base import STORAGE, Inspection, Program, StepLog, TrainState, choose_path
+from rnnbench.backends.base import STORAGE, Inspection, Program, StepLog, TrainState, check_lengths, choose_path
 from rnnbench.backends.jax.ops import JaxOps
 from rnnbench.backends.jax.optimizers import build, pack, unpack
 from rnnbench.spec import Precision
@@ -106,6 +106,8 @@ class JaxTrainer:
 
     def train(self, batches: Sequence[Batch], rates: Sequence[float]) -> StepLog:
         with self._mode():
+            for batch in batches:
+                check_lengths(self.program, batch)
             if not self._capacity:
                 size = sum(array.nbytes for array in batches[0].arrays().values())
                 self._capacity = max(1, min(MOST_STEPS, DISPATCH_BYTES // max(1, size)))
@@ -127,6 +129,7 @@ class JaxTrainer:
             params, _, buffers = self._carry
             found: list[dict[str, tuple[Array, Array]]] = []
             for piece in pieces:
+                check_lengths(self.program, piece)
                 arguments = (params, buffers, {name: self._put(array) for name, array in piece.arrays().items()})
                 found.append(self._compile("evaluate", self._scores, arguments)(*arguments))
             return {
@@ -138,6 +141,7 @@ class JaxTrainer:
             }
 
     def inspect(self, batch: Batch, rate: float) -> Inspection:
+        check_lengths(self.program, batch)
         with self._mode():
             sent = {name: self._put(array) for name, array in batch.arrays().items()}
             arguments = (self._carry, sent, self._put(np.asarray(rate)))
@@ -228,9 +232,13 @@ class JaxTrainer:
         with ExitStack() as stack:
             stack.enter_context(jax.enable_x64(self.precision == "float64"))
             stack.enter_context(jax.default_device(self.device))
-            product = "tensorfloat32" if self.precision == "tf32" else "highest"
-            stack.enter_context(jax.default_matmul_precision(product))
+            stack.enter_context(jax.default_matmul_precision(product_mode(self.precision)))
             yield
+
+
+def product_mode(precision: Precision) -> str:
+    """Return jax's name for how float32 products are computed; in full, a TPU too, unless tf32 is asked for."""
+    return "tensorfloat32" if precision == "tf32" else "highest"
 
 
 def pick_device(name: str) -> Any:

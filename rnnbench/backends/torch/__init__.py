@@ -64,7 +64,7 @@ class TorchBackend:
         except PackageNotFoundError:
             return {}
 
-    def facts(self, device: str) -> dict[str, Any]:
+    def facts(self, device: str, precision: Precision) -> dict[str, Any]:
         if not device.startswith("cuda"):
             return {}
         import torch
@@ -75,8 +75,8 @@ class TorchBackend:
             "libraries": {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())},  # type: ignore[no-untyped-call]  # torch leaves it unannotated,
             "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
             "precision": {
-                "matmul_tf32": bool(torch.backends.cuda.matmul.allow_tf32),
-                "cudnn_tf32": bool(torch.backends.cudnn.allow_tf32),
+                "matmul_tf32": precision == "tf32",  # `TorchTrainer` sets both before each call
+                "cudnn_tf32": precision == "tf32",
             },
         }
 

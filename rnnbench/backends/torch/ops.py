@@ -93,10 +93,14 @@ class TorchOps:
         return x.amin(dim=axis)
 
     def norm(self, x: Array, axis: int | None = None) -> Array:
-        square = self.sum(x * x, axis=axis)
+        size = x.detach().abs()
+        peak = size.amax() if axis is None else size.amax(dim=axis, keepdim=True)
+        scale = torch.where(peak == 0, torch.ones_like(peak), peak)
+        square = self.sum((x / scale) ** 2, axis=axis)
         zero = square == 0
         # the root's infinite slope at 0 must not be multiplied by a zero: that would be NaN
-        return torch.where(zero, torch.zeros_like(square), torch.where(zero, torch.ones_like(square), square).sqrt())
+        root = torch.where(zero, torch.zeros_like(square), torch.where(zero, torch.ones_like(square), square).sqrt())
+        return scale.reshape(root.shape) * root
 
     def concat(self, arrays: Sequence[Array], axis: int) -> Array:
         return torch.cat(list(arrays), dim=axis)

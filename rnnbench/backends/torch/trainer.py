@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rnnbench.arrays import Array, NDArray
-from rnnbench.backends.base import STORAGE, Inspection, Program, StepLog, TrainState, choose_path
+from rnnbench.backends.base import STORAGE, Inspection, Program, StepLog, TrainState, check_lengths, choose_path
 from rnnbench.backends.torch.fused import fused_layer, why_not
 from rnnbench.backends.torch.model import TorchModel
 from rnnbench.backends.torch.ops import TorchOps
@@ -166,6 +166,7 @@ class TorchTrainer:
         return torch.from_numpy(np.array(array, dtype=dtype)).to(self.ops.device)
 
     def _send(self, batch: Batch) -> dict[str, Array]:
+        check_lengths(self.program, batch)
         return {name: self.ops.asarray(array) for name, array in batch.arrays().items()}
 
 
