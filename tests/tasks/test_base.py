@@ -112,7 +112,7 @@ def test_evaluation_takes_at_most_what_there_is() -> None:
     source = Numbers().open(0, 0, DataSpec(), 1000)
     assert isinstance(source, StoredSource)
     assert source.evaluation("valid").targets[:, 0].tolist() == [0, 1, 2, 3]
-    assert Numbers().open(0, 0, DataSpec(), 2).evaluation("test").targets[:, 0].tolist() == [0, 1]
+    assert Numbers().open(0, 0, DataSpec(), 2).evaluation("test").size == 2
     with pytest.raises(BadInput, match=r"eval\.split.*no valid"):
         Numbers(valid=0).open(0, 0, DataSpec(), 2).evaluation("valid")
 
