@@ -6,6 +6,7 @@ top: ``base``, then the arm, then the grid's values (and with them whatever the 
 - Tables merge key by key; numbers, strings and lists replace what was there.
 - ``task``, ``cell`` and ``optimizer`` are components. A different ``name`` replaces the whole component, so that no
   parameter of the old one is left over; the same name, or none, changes the parameters that are given and no others.
+  Parameters given before any name, such as ``cell.hidden`` in ``base`` where the grid names the cells, are kept.
 - ``cell`` takes the place of ``model`` and the other way round.
 - Of ``budget``'s steps, sequences and seconds, the last one given takes the place of the others.
 - ``techniques`` is a list and is replaced whole; ``techniques.NAME.PARAMETER`` changes one parameter of the one called
@@ -356,7 +357,8 @@ def merged(table: Mapping[str, Any], settings: Mapping[str, Any], place: str = "
 def _combined(head: str, old: Any, new: Any) -> Any:
     if head in _COMPONENTS and isinstance(new, (str, Mapping)):
         before, after = _component(old), _component(new)
-        same = "name" not in after or before.get("name") == after["name"]
+        # parameters that were set before any name was are meant for whichever component is named
+        same = "name" not in after or "name" not in before or before["name"] == after["name"]
         return _deep(before, after) if same else after
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         if head == "budget" and any(key in new for key in _BUDGETS):

@@ -359,3 +359,26 @@ def test_every_registered_suite_expands(name: str) -> None:
 
 def test_seeds_at_the_edge() -> None:
     assert [run.spec.seed for run in suite("seeds = [0, 4294967295]\n" + BASE).expand()] == [0, 4294967295]
+
+
+def test_parameters_given_before_a_name_are_kept() -> None:
+    suite = SuiteSpec.parse(
+        {
+            "name": "s",
+            "grid": {"cell": ["rnn", "lstm"]},
+            "arms": [{"label": "a", "task": "copy", "cell.hidden": 7, "optimizer.lr": 0.5}],
+        },
+        "",
+    )
+    assert [arm.spec.canonical()["cell"] for arm in suite.expand()] == [
+        {"name": "rnn", "hidden": 7},
+        {"name": "lstm", "hidden": 7},
+    ]
+    named = suite.overridden({"optimizer": ["sgd"]})
+    assert {arm.spec.canonical()["optimizer"]["name"] for arm in named.expand()} == {"sgd"}
+    assert {arm.spec.canonical()["optimizer"]["lr"] for arm in named.expand()} == {0.5}
+
+
+def test_the_quickstart_runs_what_its_file_says() -> None:
+    hidden = {arm.label.rsplit(" ", 1)[0]: arm.spec.cell.params["hidden"] for arm in load_suite("quickstart").expand()}
+    assert hidden == {"adding T=50": 32, "copy delay=20": 64, "digits T=64": 32, "El Nino +3 months": 16}
