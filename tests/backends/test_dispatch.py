@@ -77,6 +77,23 @@ def test_the_number_of_steps_a_call_changes_no_bit(backend: Backend, precision: 
             assert joined.tobytes() == values.tobytes()
 
 
+def test_long_steps_are_dispatched_one_by_one_and_come_to_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = [0.01] * 5
+    looped = started(JaxBackend())
+    expected = looped.train(batches(5), rates).fetch()
+    monkeypatch.setattr("rnnbench.backends.jax.trainer.LONG_STEP", 0)
+    whole, cut = started(JaxBackend()), started(JaxBackend())
+    log = whole.train(batches(5), rates).fetch()
+    for at, cuts in ((0, 2), (2, 3)):
+        cut.train(batches(5)[at : at + cuts], rates[:cuts])
+    assert bits(whole.state()) == bits(cut.state())
+    assert whole.state().step == 5
+    for name, values in expected.items():
+        np.testing.assert_allclose(log[name], values, rtol=1e-12)
+    for name, array in looped.state().arrays().items():
+        np.testing.assert_allclose(whole.state().arrays()[name], array, rtol=1e-10, err_msg=name)
+
+
 @every_backend
 def test_a_full_call(backend: Backend) -> None:
     trainer = started(backend)
