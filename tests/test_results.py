@@ -29,7 +29,7 @@ def test_every_committed_file_is_whole() -> None:
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_the_records_are_of_todays_experiments(suite: str) -> None:
-    """A change that makes other numbers raises a version, and with it the digest: the results must then be made anew."""
+    """A change that makes other numbers raises a version, and so changes digests: results must then be made anew."""
     plan = json.loads(rnnbench("run", suite, "--dry-run", "--json", "--results", str(ROOT / "results")))
     assert [run["run"] for run in plan if not run["done"]] == []
     folders = {path.name for path in (ROOT / "results" / suite).iterdir() if path.is_dir()}
