@@ -158,7 +158,12 @@ def _component(kind: str, ref: Ref, place: str, base: type[ComponentT]) -> Compo
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         raise BadInput(f"{place}: {quoted(ref.name)} lacks {missing}")
-    return found.parse(ref.params, place)
+    if not isinstance(getattr(found, "name", None), str):
+        raise BadInput(f"{place}: {quoted(ref.name)} has no name; give the class one: name = ...")
+    made = found.parse(ref.params, place)
+    if isinstance(made, Cell) and (outputs := sum(state.output for state in made.states())) != 1:
+        raise BadInput(f"{place}: {quoted(ref.name)} has {outputs} states with output=True; exactly one is the output")
+    return made
 
 
 def _check_metrics(spec: RunSpec, task: Task) -> None:

@@ -24,6 +24,7 @@ import click
 import pytest
 
 from rnnbench.cli import COMMANDS, root
+from rnnbench.spec import RunSpec
 
 ROOT = Path(__file__).parents[1]
 TRAINS = re.compile(r"^\$ rnnbench (run|parity)", re.MULTILINE)
@@ -185,3 +186,15 @@ def test_the_harness_passes_where_a_page_is_right(tmp_path: Path) -> None:
     )
     run_page(text, "page", tmp_path)
     assert [block.reason for block in blocks(text, "page")][-2] == "it would wait"
+
+
+def test_every_setting_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    for section in ("network", "data", "budget", "eval", "stop", "record"):
+        model = RunSpec.model_fields[section].annotation
+        for part in (model, *getattr(model, "__args__", ())):
+            for name, field in getattr(part, "model_fields", {}).items():
+                assert f"| `{section}.{name}` |" in page
+                assert f"| {field.description} |" in page
+    for name in RunSpec.model_fields:
+        assert f"`{name}" in page

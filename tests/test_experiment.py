@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from rnnbench.cells.base import State
+from rnnbench.cells.rnn import RNN
 from rnnbench.errors import BadInput
 from rnnbench.experiment import log_spaced, resolve
 from rnnbench.spec import RunSpec
@@ -122,3 +124,26 @@ def test_recorded_steps_are_evenly_spaced_in_their_logarithm() -> None:
     assert steps[-1] == 10**6
     assert len(steps) == len(set(steps))
     assert sum(10**4 < step <= 10**5 for step in steps) == 20
+
+
+class Nameless(RNN):
+    """A cell whose class has no name of its own would show as its base; here it is taken away."""
+
+    name = None  # type: ignore[assignment]  # the mistake under test
+
+
+class Headless(RNN):
+    """A cell that names no output."""
+
+    name = "headless"
+
+    def states(self) -> tuple[State, ...]:
+        return (State("h", self.hidden),)
+
+
+@pytest.mark.parametrize(("cell", "text"), [("Nameless", "has no name"), ("Headless", "0 states with output=True")])
+def test_a_cell_that_cannot_serve_is_refused_in_one_line(cell: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "users_cells", sys.modules[__name__])
+    spec = RunSpec.parse({"task": "adding", "cell": f"users_cells:{cell}"}, "")
+    with pytest.raises(BadInput, match=text):
+        resolve(spec)

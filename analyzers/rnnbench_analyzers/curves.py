@@ -18,8 +18,9 @@ DASHED = {"jax": (3, 1.5)}
 def learning_curves(runs: pd.DataFrame, metrics: pd.DataFrame, title: str = "") -> Figure:
     """Draw each task's metric against the training step.
 
-    Lines are medians over seeds, bands the range of all seeds; a run that stopped because it was solved counts with its
-    last score from there on. Colours are of cells and techniques, dashes of backends;
+    A line is a cell with its techniques, or, where arms differ in something else as well, an arm by its label. Lines
+    are medians over seeds, bands the range of all seeds; a run that stopped because it was solved counts with its last
+    score from there on. Colours are of cells and techniques, dashes of backends;
     grey dotted lines are baselines. An error that spans more than a factor of thirty gets a logarithmic
     axis.
 
@@ -32,6 +33,7 @@ def learning_curves(runs: pd.DataFrame, metrics: pd.DataFrame, title: str = "") 
     from matplotlib.figure import Figure
 
     runs = runs.assign(panel=_panels(runs), arm=_arms(runs))
+    runs["arm"] = _told_apart(runs)
     panels = list(dict.fromkeys(runs["panel"]))
     columns = min(COLUMNS, max(1, len(panels)))
     lines = -(-len(panels) // columns)
@@ -152,6 +154,12 @@ def _panels(runs: pd.DataFrame) -> list[str]:
         ]
         names.append(", ".join([str(run["task"]), *named]))
     return names
+
+
+def _told_apart(runs: pd.DataFrame) -> pd.Series[str]:
+    """Return the lines' names, and the labels in place of those that would pool arms which differ in something else."""
+    pooled = runs.groupby(["panel", "arm"])["label"].nunique().max() > 1
+    return runs["label"] if pooled else runs["arm"]
 
 
 def _arms(runs: pd.DataFrame) -> list[str]:

@@ -156,6 +156,10 @@ def export_runs(
     from rnnbench.store.archive import export_archive
 
     found = selected(_existing(results), digests, wanted)
+    for now in found:
+        if now.state is State.CORRUPT:
+            where = f"{now.folder.suite}/{now.folder.digest[:16]}"
+            raise CorruptData(f"export: {where} cannot be read, so nothing is packed; {now.reason}")
     named = bool(digests or wanted["status"])
     chosen = [now.folder for now in found if now.record is not None and (named or now.record.status.final)]
     if not chosen:

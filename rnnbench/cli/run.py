@@ -232,7 +232,7 @@ def _common(labels: Sequence[str]) -> str:
     """Return the words that all labels begin with, leaving each at least one of its own."""
     words = [label.split(" ") for label in dict.fromkeys(labels)]
     if len(words) == 1:
-        return labels[0]
+        return " ".join(words[0][:-1])
     shared = itertools.takewhile(
         lambda column: len(set(column)) == 1, zip(*(each[:-1] for each in words), strict=False)
     )

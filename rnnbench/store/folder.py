@@ -85,24 +85,27 @@ class Store:
         ]
 
     def find(self, prefix: str) -> RunFolder:
-        """Return the one run whose digest starts with `prefix`.
+        """Return the one run whose digest starts with `prefix`; ``suite/prefix`` looks in one suite only.
 
         Raises:
             BadInput: when none does, or several do (they are named).
         """
-        folders = self.folders()
-        found = [folder for folder in folders if folder.digest.startswith(prefix.lower())] if prefix else []
+        suite, slash, start = prefix.rpartition("/")
+        folders = [folder for folder in self.folders() if not slash or folder.suite == suite]
+        found = [folder for folder in folders if folder.digest.startswith(start.lower())] if start else []
         if len(found) == 1:
             return found[0]
         if found:
             some = ", ".join(f"{folder.suite}/{folder.digest[:16]}" for folder in found[:4])
-            raise BadInput(f"digest: {quoted(prefix)} fits {len(found)} runs ({some}, …); give more of it")
+            more = ", …" if len(found) > 4 else ""
+            cure = "name one so" if len({folder.digest for folder in found}) == 1 else "give more of it"
+            raise BadInput(f"digest: {quoted(prefix)} fits {len(found)} runs ({some}{more}); {cure}")
         if not folders:
             raise BadInput(f"digest: {quoted(prefix)} fits no run; there are none in {shown(self.root)}")
         import difflib
 
-        digests = [folder.digest[: max(len(prefix), 8)] for folder in folders]
-        near = difflib.get_close_matches(prefix.lower(), digests, n=3, cutoff=0.55)
+        digests = sorted({folder.digest[: max(len(start), 8)] for folder in folders})
+        near = difflib.get_close_matches(start.lower(), digests, n=3, cutoff=0.55)
         hint = f"did you mean {' or '.join(near)}?" if near else "`rnnbench results list` shows them"
         raise BadInput(f"digest: {quoted(prefix)} fits none of the {len(folders)} runs; {hint}")
 

@@ -272,7 +272,7 @@ def test_a_model_is_unmatched_wherever_it_shows(tmp_path: Path) -> None:
     command = ["run", *options, "--model", "torch_models:Plain"]
     shown = CliRunner().invoke(root, command)
     assert shown.exit_code == 0, shown.stderr
-    assert "adding torch_models:Plain (unmatched)" in shown.stdout
+    assert "  torch_models:Plain (unmatched)" in shown.stdout
     assert "unmatched: a user's own model" in shown.stdout
     told = json.loads(CliRunner().invoke(root, [*command, "--json"]).stdout)
     assert told["runs"][0]["record"]["matched"] is False

@@ -87,7 +87,7 @@ def equal() -> Callable[[ParityReport], None]:
     return check
 
 
-@pytest.fixture(autouse=True, scope="package")
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
     """Products this small gain nothing from a second thread, and wait for it where cores are shared."""
     threads = torch.get_num_threads()
@@ -96,7 +96,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _made_up_mnist() -> Iterator[None]:
     """MNIST with made-up images: a black frame, as the real ones have (a ReLU cell starts on its kink there)."""
     rng = stream(0, "tests/mnist")

@@ -441,3 +441,16 @@ def test_finding_a_run_by_the_beginning_of_its_digest(store: Store, finished: Fi
         store.find(near)
     with pytest.raises(BadInput, match="fits none"):
         store.find("zz\n\x1b")
+
+
+def test_one_digest_in_two_suites_is_told_apart_by_the_suite(tmp_path: Path) -> None:
+    store = Store(tmp_path / "two")
+    for suite in ("one", "other"):
+        folder = store.folder(suite, "ab" * 32)
+        folder.path.mkdir(parents=True)
+        (folder.path / "run.json").write_bytes(b"{}")
+    with pytest.raises(BadInput, match=r"fits 2 runs \(one/abab.*, other/abab.*\); name one so"):
+        store.find("ab" * 32)
+    assert store.find("other/abab").suite == "other"
+    with pytest.raises(BadInput, match="fits no run"):
+        store.find("third/abab")
