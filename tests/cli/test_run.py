@@ -48,9 +48,9 @@ def test_a_run_from_start_to_table(invoke: Invoke) -> None:
         r"\[1/1\] adding rnn · torch · seed 0: completed after 20 steps, mse [\d.]+, [\d.]+ s", lines[1]
     )
     title, heading, row, *_ = result.stdout.splitlines()
-    assert title == "adding rnn: mse, lower is better; baseline 0.167 (constant)"
+    assert title == "adding: mse, lower is better; baseline 0.167 (constant)"
     assert heading.split() == ["backend", "median", "[range]", "solved", "seconds"]
-    assert re.fullmatch(r"torch [\d.]+ - [\d.]+", " ".join(row.split()))
+    assert re.fullmatch(r"rnn torch [\d.]+ - [\d.]+", " ".join(row.split()))
     assert "records: rnnbench-results/adhoc" in result.stdout
     assert Path("rnnbench-results/adhoc/learning-curves.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -105,7 +105,7 @@ def test_another_run_that_is_damaged_is_no_concern_of_this_one(invoke: Invoke, f
     (folder,) = Store("rnnbench-results").folders()
     (folder.path / "run.json").write_text("")
     result = invoke(*TINY, "--no-figure", "--seed", "1")
-    assert (result.exit_code, "adding rnn" in result.stdout) == (0, True)
+    assert (result.exit_code, "  rnn  torch" in result.stdout) == (0, True)
     failed(
         invoke(*TINY, "--no-figure"),
         3,
@@ -144,7 +144,7 @@ def test_a_locked_run_alone_is_exit_status_4(invoke: Invoke) -> None:
     # among others it is skipped, and they are done
     assert among.exit_code == 0
     assert among.stderr.splitlines()[-1] == "skipped, since another process works on them: 1 runs"
-    assert "adding rnn" in among.stdout
+    assert "  rnn  torch" in among.stdout
     # when it is all that is left, that is said
     assert rest.exit_code == 4
     assert rest.stderr.splitlines()[-1].startswith("rnnbench: all 1 runs that are left are being worked on by other")
@@ -171,7 +171,7 @@ def test_one_run_that_fails_is_one_line_and_among_others_one_more(invoke: Invoke
     assert both.stderr.splitlines()[-1].startswith(
         "rnnbench: 1 of 2 runs failed; adding broken_cell:Broken · torch · seed 0: RuntimeError: it broke"
     )
-    assert "adding rnn" in both.stdout
+    assert "  rnn  torch" in both.stdout
 
 
 @pytest.mark.parametrize(
