@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 2
+CHARACTERS_AN_INCH = 11
 DASHED = {"jax": (3, 1.5)}
 
 
@@ -138,7 +139,9 @@ def _legend(figure: Figure, colours: dict[str, tuple[float, float, float]], back
         if name in DASHED:
             line.set_dashes(DASHED[name])
         marks.append(line)
-    figure.legend(handles=marks, loc="outside lower center", ncols=min(8, len(marks)), frameon=False)
+    longest = max(len(str(mark.get_label())) for mark in marks)
+    fitting = int(figure.get_figwidth() * CHARACTERS_AN_INCH) // (longest + 6)  # six for the sample and the gap
+    figure.legend(handles=marks, loc="outside lower center", ncols=max(1, min(len(marks), fitting)), frameon=False)
 
 
 def _panels(runs: pd.DataFrame) -> list[str]:

@@ -47,3 +47,17 @@ def test_arms_that_differ_are_lines_of_their_own(arms: list[tuple[str, str]], li
     texts = [text.get_text() for text in figure.legends[0].get_texts()]
     assert texts == [*lines, "torch"]
     assert any("baseline: constant" in text.get_text() for text in axes.texts)
+
+
+@pytest.mark.parametrize(
+    "labels", [["a", "b"], ["adding lstm lr=0.001", "adding lstm lr=0.01", "adding lstm lr=0.1"], ["x" * 80] * 2]
+)
+def test_the_legend_stays_inside_the_picture(labels: list[str]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    arms = [(f"{n} {label}"[:60], "rnn") for n, label in enumerate(labels)]
+    figure = learning_curves(*frames(arms))
+    FigureCanvasAgg(figure).draw()
+    box = figure.legends[0].get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
