@@ -268,6 +268,20 @@ def check_precision(precision: Precision, device: str) -> None:
         raise BadInput("precision: a TPU has no float64; use float32")
 
 
+def check_device(backend: str, device: str, devices: Sequence[Device]) -> None:
+    """Refuse a device that the backend does not see; ``cuda`` means ``cuda:0``.
+
+    Raises:
+        BadInput: with the reason, the cure where there is one, and the devices that can be used.
+    """
+    known = {found.name: found for found in devices}
+    wanted = known.get(device) or known.get(f"{device}:0") or known.get(device.partition(":")[0])
+    if wanted is None or not wanted.available:
+        there = ", ".join(name for name, found in known.items() if found.available) or "none"
+        why = wanted.detail if wanted is not None else f"there is no {device}"
+        raise BadInput(f"device: {backend} cannot use {device} ({why}); available: {there}")
+
+
 def choose_path(backend: str, requested: str, available: Sequence[str], why_not: Mapping[str, str]) -> str:
     """Resolve `requested`: ``auto`` is the first of `available`.
 

@@ -7,8 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rnnbench.backends.base import Device, Program, Trainer, check_precision, nvidia_driver
-from rnnbench.errors import BadInput
+from rnnbench.backends.base import Device, Program, Trainer, check_device, check_precision, nvidia_driver
 from rnnbench.spec import Precision
 from rnnbench.tasks.base import Task
 
@@ -30,14 +29,8 @@ class JaxBackend:
 
     def check(self, device: str, precision: Precision) -> None:
         check_precision(precision, device)
-        if device == "cpu" and self._installed():
-            return
-        known = {found.name: found for found in self.devices()}
-        wanted = known.get(device) or known.get(f"{device}:0") or known.get(device.partition(":")[0])
-        if wanted is None or not wanted.available:
-            there = ", ".join(name for name, found in known.items() if found.available) or "none"
-            why = wanted.detail if wanted is not None else f"there is no {device}"
-            raise BadInput(f"device: jax cannot use {device} ({why}); available: {there}")
+        if device != "cpu" or not self._installed():
+            check_device(self.name, device, self.devices())
 
     def ops(self, device: str, precision: Precision) -> Ops:
         self.check(device, precision)

@@ -113,15 +113,15 @@ class JaxTrainer:
 
     def readback(self, batch: Batch) -> dict[str, NDArray]:
         with self._mode():
-            fetched = _numpy({name: self._put(array) for name, array in batch.arrays().items()})
+            fetched = _numpy(self._send(batch))
         return {name: array.astype(np.int64) if array.dtype.kind in "iu" else array for name, array in fetched.items()}
 
     def train(self, batches: Sequence[Batch], rates: Sequence[float]) -> StepLog:
         with self._mode():
-            for batch in batches:
-                check_lengths(self.program, batch)
             if self._long(batches[0]):
                 return self._train_one_by_one(batches, rates)
+            for batch in batches:
+                check_lengths(self.program, batch)
             if not self._capacity:
                 size = sum(array.nbytes for array in batches[0].arrays().values())
                 self._capacity = max(1, min(MOST_STEPS, DISPATCH_BYTES // max(1, size)))
@@ -145,8 +145,7 @@ class JaxTrainer:
     def _train_one_by_one(self, batches: Sequence[Batch], rates: Sequence[float]) -> StepLog:
         logs: list[Arrays] = []
         for batch, rate in zip(batches, rates, strict=True):
-            sent = {name: self._put(array) for name, array in batch.arrays().items()}
-            arguments = (self._carry, sent, self._put(np.asarray(rate)))
+            arguments = (self._carry, self._send(batch), self._put(np.asarray(rate)))
             self._carry, numbers = self._compile("step", self._one_step, arguments, donate=(0,))(*arguments)
             logs.append(numbers)
         self._step += len(batches)
@@ -157,8 +156,7 @@ class JaxTrainer:
             params, _, buffers = self._carry
             found: list[dict[str, tuple[Array, Array]]] = []
             for piece in pieces:
-                check_lengths(self.program, piece)
-                arguments = (params, buffers, {name: self._put(array) for name, array in piece.arrays().items()})
+                arguments = (params, buffers, self._send(piece))
                 found.append(self._compile("evaluate", self._scores, arguments)(*arguments))
             return {
                 name: float(
@@ -169,10 +167,8 @@ class JaxTrainer:
             }
 
     def inspect(self, batch: Batch, rate: float) -> Inspection:
-        check_lengths(self.program, batch)
         with self._mode():
-            sent = {name: self._put(array) for name, array in batch.arrays().items()}
-            arguments = (self._carry, sent, self._put(np.asarray(rate)))
+            arguments = (self._carry, self._send(batch), self._put(np.asarray(rate)))
             loss, outputs, states, adjoints, gradients, carry = self._compile("inspect", self._inspect, arguments)(
                 *arguments
             )
@@ -248,6 +244,10 @@ class JaxTrainer:
             self.compile_seconds += time.perf_counter() - began
         compiled: Callable[..., Any] = self._compiled.functions[key]
         return compiled
+
+    def _send(self, batch: Batch) -> Arrays:
+        check_lengths(self.program, batch)
+        return {name: self._put(array) for name, array in batch.arrays().items()}
 
     def _put(self, array: NDArray) -> Array:
         if array.dtype.kind == "f":
