@@ -11,10 +11,10 @@ indexing, which mean the same in all three. Derivatives are pinned where framewo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Protocol
 
-from rnnbench.arrays import Array
+from rnnbench.arrays import Array, NDArray
 
 Arrays = dict[str, Array]
 Body = Callable[[Arrays, Mapping[str, Array]], tuple[Arrays, Arrays]]
@@ -144,4 +144,73 @@ class Ops(Protocol):
 
         Returns:
             The last carry, and the y's stacked along a leading time axis (in the order of t also when backwards).
+        """
+
+
+Function = Callable[[Arrays], Arrays]
+"""From named arrays to named arrays."""
+
+Pullback = Callable[..., Arrays]
+"""See `Differentiable.vjp`."""
+
+
+class Differentiable(Ops, Protocol):
+    """Operations of a framework that differentiates, as probes need it, and the factorizations that they use."""
+
+    @property
+    def dtype(self) -> Any:
+        """The framework's type of floats."""
+
+    def vjp(self, function: Function, primals: Arrays) -> tuple[Arrays, Pullback]:
+        """Compute ``function(primals)`` and what takes cotangents of its values back to cotangents of the primals.
+
+        The pullback is called as ``pullback(cotangents, many=False)``: cotangents by the names of some of the values,
+        the others counting as zero. With ``many`` each has one further, leading axis, and so has each result.
+        """
+
+    def jvps(self, function: Function, primals: Arrays, tangents: Arrays) -> Arrays:
+        """Return the derivative of ``function`` at `primals` along many tangents.
+
+        Args:
+            function: the function.
+            primals: where.
+            tangents: by the primals' names, each with one further, leading axis.
+
+        Returns:
+            The values' tangents, each with that leading axis.
+        """
+
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        """Reduced QR factorization over the last two axes; signs are the framework's own."""
+
+    def svdvals(self, x: Array) -> Array:
+        """Singular values over the last two axes, descending."""
+
+    def log_abs_det(self, x: Array) -> Array:
+        """ln |det| over the last two axes; -inf for a singular matrix."""
+
+
+class Lab(Protocol):
+    """Where probes compute: one device and precision of a framework, NumPy arrays in and out."""
+
+    @property
+    def xp(self) -> Differentiable:
+        """The framework's operations, in the lab's precision."""
+
+    @property
+    def precision(self) -> str:
+        """float64, float32, tf32 or bfloat16."""
+
+    def compute(
+        self,
+        key: Hashable,
+        function: Callable[[Differentiable, Arrays], Arrays],
+        arrays: Mapping[str, NDArray],
+    ) -> dict[str, NDArray]:
+        """Compute ``function(xp, arrays)``.
+
+        Args:
+            key: equal keys promise equal functions: what was compiled for one is used for the other.
+            function: the computation; a framework that compiles traces it.
+            arrays: floats are brought into the lab's precision, integers and booleans stay what they are.
         """

@@ -19,7 +19,7 @@ from rnnbench.spec import Precision
 from rnnbench.tasks.base import Batch, Task
 from rnnbench.techniques.base import GradientTechnique, Technique
 from rnnbench.techniques.update.optimizers import Optimizer
-from rnnbench.xp import Arrays, Ops
+from rnnbench.xp import Arrays, Lab, Ops
 
 
 @dataclass(frozen=True)
@@ -235,6 +235,13 @@ class Backend(Protocol):
 
         Raises:
             BadInput: when the device is absent, or the precision or path is not to be had on it.
+        """
+
+    def lab(self, device: str, precision: Precision) -> Lab:
+        """Return where probes compute.
+
+        Raises:
+            BadInput: when the device is absent, the precision is not to be had on it, or nothing differentiates.
         """
 
 

@@ -13,7 +13,7 @@ from rnnbench.backends.loop import loop_scan
 from rnnbench.errors import BadInput
 from rnnbench.spec import Precision
 from rnnbench.tasks.base import Batch, Task
-from rnnbench.xp import Arrays, Body
+from rnnbench.xp import Arrays, Body, Lab
 
 
 class NumpyOps:
@@ -180,6 +180,9 @@ class NumpyBackend:
 
     def trainer(self, program: Program, device: str, precision: Precision, path: str) -> Trainer:
         raise BadInput("backend: numpy is the reference for forward passes and does not train; use torch or jax")
+
+    def lab(self, device: str, precision: Precision) -> Lab:
+        raise BadInput("backend: numpy does not differentiate, and probes nothing; use torch or jax")
 
     def forward(
         self, program: Program, params: Mapping[str, NDArray], buffers: Mapping[str, NDArray], batch: Batch

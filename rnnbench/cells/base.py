@@ -31,11 +31,14 @@ class Param:
         init: draws the starting value in float64 from the parameter's own stream.
         zero_gradient: the reason why the gradient is exactly zero in theory (such a parameter is compared against the
             scale of the others, not against itself); None for an ordinary one.
+        recurrent: the names of the square blocks, stacked along the first axis, by which a state acts on itself one
+            step later; empty for a parameter that is no recurrent weight.
     """
 
     shape: tuple[int, ...]
     init: Init = ZEROS
     zero_gradient: str | None = None
+    recurrent: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,25 @@ class State:
     name: str
     size: int
     output: bool = False
+
+
+@dataclass(frozen=True)
+class Tap:
+    """A quantity inside a step that can be watched, and to which a probe can add: a gate, a unit, a state on its way.
+
+    Attributes:
+        name: as in the equations: i, f, o; for a state that the same step goes on to use, the state's name.
+        low, high: the ends of its range, where it is flat; None for a quantity without such ends.
+        keeps: the state of which this gate says what part is kept from step to step, as a forget gate does.
+        inner: whether it is a state that later states of the same step are computed from (an LSTM's c, of which h is):
+            the derivative by the tap then follows both ways, the derivative by the state that is handed on only one.
+    """
+
+    name: str
+    low: float | None = None
+    high: float | None = None
+    keeps: str | None = None
+    inner: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +93,9 @@ class Context:
         training: False during evaluation.
         buffers: the cell's buffers.
         emitted: what `emit` was given at this step; stacked over time, it reaches `Cell.updated_buffers`.
+        added: [batch size] by tap name, added to what is tapped; a probe's way to the derivative by it.
+        watching: whether what is tapped is to be kept.
+        tapped: what was kept.
     """
 
     t: Array
@@ -78,10 +103,24 @@ class Context:
     training: bool
     buffers: Mapping[str, Array] = field(default_factory=dict)
     emitted: Arrays = field(default_factory=dict)
+    added: Mapping[str, Array] = field(default_factory=dict)
+    watching: bool = False
+    tapped: Arrays = field(default_factory=dict)
 
     def emit(self, name: str, value: Array) -> None:
         """Hand a quantity of this step out of the time loop, e.g. a batch's mean."""
         self.emitted[name] = value
+
+    def tap(self, name: str, value: Array) -> Array:
+        """Let a probe see a quantity of this step, and add to it; return it, which is what the step must go on with.
+
+        Where nobody probes, that is the value itself, and nothing is computed.
+        """
+        if name in self.added:
+            value = value + self.added[name]
+        if self.watching:
+            self.tapped[name] = value
+        return value
 
 
 class Cell(Component):
@@ -96,6 +135,10 @@ class Cell(Component):
     @abstractmethod
     def states(self) -> tuple[State, ...]:
         """Declare the states, in the order that the equations update them."""
+
+    def taps(self) -> tuple[Tap, ...]:
+        """Declare what `step` gives to `context.tap`."""
+        return ()
 
     def buffers(self, n_in: int, length: int) -> dict[str, Buffer]:
         """Declare the buffers for sequences of `length` steps."""

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from rnnbench.arrays import Array
-from rnnbench.cells.base import Cell, Context, Param, State
+from rnnbench.cells.base import Cell, Context, Param, State, Tap
 from rnnbench.cells.rnn import bias_parameters
 from rnnbench.initialize import GlorotUniform, Orthogonal
 from rnnbench.xp import Arrays, Ops
@@ -44,12 +44,15 @@ class GRU(Cell):
         H = self.hidden
         return {
             "weight_ih": Param((3 * H, n_in), GlorotUniform(blocks=3)),
-            "weight_hh": Param((3 * H, H), Orthogonal(blocks=3)),
+            "weight_hh": Param((3 * H, H), Orthogonal(blocks=3), recurrent=("r", "z", "n")),
             **bias_parameters(self.biases, Param((3 * H,))),
         }
 
     def states(self) -> tuple[State, ...]:
         return (State("h", self.hidden, output=True),)
+
+    def taps(self) -> tuple[Tap, ...]:
+        return (Tap("r", 0.0, 1.0), Tap("z", 0.0, 1.0, keeps="h"), Tap("n", -1.0, 1.0))
 
     def project(self, xp: Ops, params: Mapping[str, Array], x: Array) -> Array:
         return xp.linear(x, params["weight_ih"], params["bias_ih" if self.biases == 2 else "bias"])
@@ -60,11 +63,12 @@ class GRU(Cell):
         u_r, u_z, u_n = xp.split(u, 3, axis=-1)
         if self.reset == "after":
             v_r, v_z, v_n = xp.split(xp.linear(h, weight, bias), 3, axis=-1)
-            r = xp.sigmoid(u_r + v_r)
-            n = xp.tanh(u_n + r * v_n)
+            r = context.tap("r", xp.sigmoid(u_r + v_r))
+            n = context.tap("n", xp.tanh(u_n + r * v_n))
         else:
             v_r, v_z = xp.split(xp.linear(h, weight[: 2 * H], None if bias is None else bias[: 2 * H]), 2, axis=-1)
-            r = xp.sigmoid(u_r + v_r)
+            r = context.tap("r", xp.sigmoid(u_r + v_r))
             n = xp.tanh(u_n + xp.linear(r * h, weight[2 * H :], None if bias is None else bias[2 * H :]))
-        z = xp.sigmoid(u_z + v_z)
+            n = context.tap("n", n)
+        z = context.tap("z", xp.sigmoid(u_z + v_z))
         return {"h": (1.0 - z) * n + z * h}

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from rnnbench.arrays import Array
-from rnnbench.cells.base import Cell, Context, Param, State
+from rnnbench.cells.base import Cell, Context, Param, State, Tap
 from rnnbench.cells.rnn import bias_parameters
 from rnnbench.initialize import Blocks, GlorotUniform, Orthogonal
 from rnnbench.xp import Arrays, Ops
@@ -47,13 +47,17 @@ class LSTM(Cell):
         peepholes = {f"peephole_{gate}": Param((H,)) for gate in "ifo"} if self.peepholes else {}
         return {
             "weight_ih": Param((4 * H, n_in), GlorotUniform(blocks=4)),
-            "weight_hh": Param((4 * H, H), Orthogonal(blocks=4)),
+            "weight_hh": Param((4 * H, H), Orthogonal(blocks=4), recurrent=("i", "f", "g", "o")),
             **bias_parameters(self.biases, Param((4 * H,), Blocks((0.0, self.forget_bias, 0.0, 0.0)))),
             **peepholes,
         }
 
     def states(self) -> tuple[State, ...]:
         return (State("c", self.hidden), State("h", self.hidden, output=True))
+
+    def taps(self) -> tuple[Tap, ...]:
+        gates = (Tap("i", 0.0, 1.0), Tap("f", 0.0, 1.0, keeps="c"), Tap("g", -1.0, 1.0), Tap("o", 0.0, 1.0))
+        return (*gates, Tap("c", inner=True))
 
     def project(self, xp: Ops, params: Mapping[str, Array], x: Array) -> Array:
         return xp.linear(x, params["weight_ih"], params["bias_ih" if self.biases == 2 else "bias"])
@@ -64,7 +68,11 @@ class LSTM(Cell):
         if self.peepholes:
             i = i + params["peephole_i"] * c
             f = f + params["peephole_f"] * c
-        c = xp.sigmoid(f) * c + xp.sigmoid(i) * xp.tanh(g)
+        i = context.tap("i", xp.sigmoid(i))
+        f = context.tap("f", xp.sigmoid(f))
+        g = context.tap("g", xp.tanh(g))
+        c = context.tap("c", f * c + i * g)
         if self.peepholes:
             o = o + params["peephole_o"] * c
-        return {"c": c, "h": xp.sigmoid(o) * xp.tanh(c)}
+        o = context.tap("o", xp.sigmoid(o))
+        return {"c": c, "h": o * xp.tanh(c)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rnnbench.arrays import Array, NDArray
@@ -25,12 +25,14 @@ class Forward:
     Attributes:
         outputs: [time batch n_out], or [batch n_out] where only the end is read.
         states: every state at every step by full name, e.g. ``layers.0.forward.h`` [time batch size]; only on request.
+        taps: what the cells tap at every step by full name, e.g. ``layers.0.forward.f``; only on request.
         buffers: the buffers after this batch.
     """
 
     outputs: Array
     states: Arrays = field(default_factory=dict)
     buffers: Arrays = field(default_factory=dict)
+    taps: Arrays = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,9 @@ class Network:
         *,
         training: bool,
         record: bool = False,
+        watch: bool = False,
         inject: Mapping[str, Array] | None = None,
+        cuts: Sequence[int] | None = None,
         kernel: Kernel | None = None,
     ) -> Forward:
         """Run the network over a batch.
@@ -152,13 +156,18 @@ class Network:
             lengths: [batch] steps that are not padding; read only when `masked`.
             training: whether this is a training step.
             record: also return every state at every step.
+            watch: also return what the cells tap.
             inject: [time batch size] by full state name, added to that state after each step: the gradient by it (at
                 zero) is the total derivative of the loss by the state, the step's other states held.
-            kernel: a fused layer to try first; it is not used where states are recorded, injected or masked.
+            cuts: ascending steps t; the layers are then run in pieces that end at these, and `inject` is
+                [cut batch size], for these steps alone.
+            kernel: a fused layer to try first, for whole layers or pieces; it is not used where states are recorded,
+                tapped, masked, or injected at every step.
         """
-        valid = _valid(xp, self.length, lengths) if self.masked else None
-        plain = not (record or inject or self.masked)
+        valid = valid_steps(xp, self.length, lengths) if self.masked else None
+        plain = not (record or watch or self.masked or (inject and cuts is None))
         states: Arrays = {}
+        taps: Arrays = {}
         new_buffers = dict(buffers)
         below = inputs
         last_layer = self.spec.layers - 1
@@ -170,32 +179,33 @@ class Network:
             for scope in self.scopes():
                 if not scope.name.startswith(f"layers.{layer}."):
                     continue
-                local = _within(params, scope.name)
-                start = self._start(xp, local, inputs.shape[1])
-                fused = _fused(xp, kernel, self.cell, local, below, start, scope.reverse) if kernel and plain else None
-                if fused is not None:
-                    top, end = fused
-                else:
-                    context = Context(0, None, training, _within(buffers, scope.name))
-                    inject_here = _within(inject or {}, scope.name)
-                    end, ys, emitted = recur(
-                        xp, self.cell, local, below, start, valid, context, scope.reverse, inject_here, record, whole
-                    )
-                    if record:
-                        states |= {f"{scope.name}.{name}": ys[name] for name in start}
-                    if training and emitted:
-                        updated = self.cell.updated_buffers(xp, context.buffers, emitted)
-                        new_buffers |= {f"{scope.name}.{name}": value for name, value in updated.items()}
-                    top = ys.get(self.cell.output.name)
-                tops.append(top)
+                local = within(params, scope.name)
+                start = self.start(xp, local, inputs.shape[1])
+                context = Context(0, None, training, within(buffers, scope.name), watching=watch)
+                ways = _Ways(xp, self.cell, local, context, scope.reverse, kernel if plain else None, record, whole)
+                inject_here = within(inject or {}, scope.name)
+                end, ys = ways.run(below, start, valid, inject_here, cuts)
+                if record:
+                    states |= {f"{scope.name}.{name}": ys[name] for name in start}
+                if watch:
+                    taps |= {f"{scope.name}.{name}": value for name, value in within(ys, "tap").items()}
+                emitted = within(ys, "emit")
+                if training and emitted:
+                    updated = self.cell.updated_buffers(xp, context.buffers, emitted)
+                    new_buffers |= {f"{scope.name}.{name}": value for name, value in updated.items()}
+                tops.append(ys.get(self.cell.output.name))
                 ends.append(end[self.cell.output.name])
             if whole:
                 below = tops[0] if len(tops) == 1 else xp.concat(tops, axis=-1)
         if self.read_last:
             below = ends[0] if len(ends) == 1 else xp.concat(ends, axis=-1)
-        return Forward(xp.linear(below, params["readout.weight"], params["readout.bias"]), states, new_buffers)
+        return Forward(self.read(xp, params, below), states, new_buffers, taps)
 
-    def _start(self, xp: Ops, local: Mapping[str, Array], batch: int) -> Arrays:
+    def read(self, xp: Ops, params: Mapping[str, Array], top: Array) -> Array:
+        """Map the last layer's outputs [(time) batch directions*H] to the network's [(time) batch n_out]."""
+        return xp.linear(top, params["readout.weight"], params["readout.bias"])
+
+    def start(self, xp: Ops, local: Mapping[str, Array], batch: int) -> Arrays:
         """Return the initial states [batch size]: zeros, or the learned ones."""
         return {
             state.name: xp.broadcast_to(local[f"initial.{state.name}"], (batch, state.size))
@@ -203,6 +213,97 @@ class Network:
             else xp.zeros((batch, state.size))
             for state in self.cell.states()
         }
+
+
+def advance(
+    xp: Ops, cell: Cell, prepared: Mapping[str, Array], states: Arrays, x: Mapping[str, Array], context: Context
+) -> Arrays:
+    """Take one step of a recurrence: the cell's equation, and what surrounds it.
+
+    Args:
+        xp: the operations.
+        cell: the equation.
+        prepared: what `Cell.prepare` gave.
+        states: before the step [batch size].
+        x: of this step: ``u`` [batch k], what `Cell.project` gave; ``t``; ``valid`` [batch 1] where sequences end
+            early; ``inject.<state>`` [batch size], added after the step.
+        context: of this step; receives what is emitted and tapped.
+
+    Returns:
+        The states after the step; those of a sequence that has ended are held.
+    """
+    new = cell.step(xp, prepared, states, x["u"], context)
+    if context.valid is not None:
+        new = {name: xp.where(context.valid, value, states[name]) for name, value in new.items()}
+    return {name: new[name] + x[f"inject.{name}"] if f"inject.{name}" in x else new[name] for name in new}
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """The ways to run one recurrence: a fused layer, or the equation step by step; whole, or in pieces."""
+
+    xp: Ops
+    cell: Cell
+    params: Mapping[str, Array]
+    context: Context
+    reverse: bool
+    kernel: Kernel | None
+    record: bool
+    whole: bool
+
+    def run(
+        self,
+        inputs: Array,
+        start: Arrays,
+        valid: Array | None,
+        inject: Mapping[str, Array],
+        cuts: Sequence[int] | None,
+    ) -> tuple[Arrays, Arrays]:
+        """Return (last states, the output and whatever else was asked for at every step)."""
+        if cuts is None:
+            return self._piece(inputs, start, valid, inject)
+        length = int(inputs.shape[0])
+        bounds = _pieces(length, cuts, self.reverse)
+        states, collected = start, []
+        for first, after, cut in bounds:
+            piece_valid = None if valid is None else valid[first:after]
+            states, ys = self._piece(inputs[first:after], states, piece_valid, {}, first)
+            if cut is not None and inject:
+                states = {name: states[name] + inject[name][cut] for name in states}
+                if self.cell.output.name in ys:
+                    ys = ys | {self.cell.output.name: self._ending(ys[self.cell.output.name], states)}
+            collected.append(ys)
+        if self.reverse:
+            collected.reverse()
+        return states, {name: self.xp.concat([ys[name] for ys in collected], axis=0) for name in collected[0]}
+
+    def _ending(self, outputs: Array, states: Arrays) -> Array:
+        """Put the state that was added to in the place of the piece's last output."""
+        last = states[self.cell.output.name][None]
+        parts = [last, outputs[1:]] if self.reverse else [outputs[:-1], last]
+        return self.xp.concat(parts, axis=0)
+
+    def _piece(
+        self, inputs: Array, start: Arrays, valid: Array | None, inject: Mapping[str, Array], first: int = 0
+    ) -> tuple[Arrays, Arrays]:
+        if self.kernel is not None:
+            fused = _fused(self.xp, self.kernel, self.cell, self.params, inputs, start, self.reverse)
+            if fused is not None:
+                return fused[1], {self.cell.output.name: fused[0]}
+        return recur(
+            self.xp,
+            self.cell,
+            self.params,
+            inputs,
+            start,
+            valid,
+            self.context,
+            self.reverse,
+            inject,
+            self.record,
+            self.whole,
+            first,
+        )
 
 
 def recur(
@@ -217,8 +318,10 @@ def recur(
     inject: Mapping[str, Array],
     record: bool,
     whole: bool,
-) -> tuple[Arrays, Arrays, Arrays]:
-    """Run one recurrence by its equation.
+    first: int = 0,
+    added: Mapping[str, Array] | None = None,
+) -> tuple[Arrays, Arrays]:
+    """Run one recurrence, or a piece of one, by its equation.
 
     Args:
         xp: the operations.
@@ -227,14 +330,16 @@ def recur(
         inputs: [time batch n_in].
         start: the states before the first step [batch size].
         valid: [time batch 1] whether a step is not padding; None when no sequence is padded.
-        context: training and buffers; t and valid are filled in at each step.
+        context: training, buffers and whether taps are watched; t and valid are filled in at each step.
         reverse: read from the end.
         inject: [time batch size] by state name, added after each step.
         record: return every state at every step, not the output alone.
         whole: return the output at every step.
+        first: index of the first of these steps in the whole sequence.
+        added: [time batch size] by tap name, added inside each step.
 
     Returns:
-        (last states, {state: [time batch size]}, {emitted name: [time ...]}).
+        (last states, arrays over time by name: states, ``emit.<name>`` and ``tap.<name>``).
     """
     prepared = cell.prepare(xp, params)
     kept = [state.name for state in cell.states() if record or (whole and state.output)]
@@ -242,19 +347,39 @@ def recur(
     if valid is not None:
         xs["valid"] = valid
     xs |= {f"inject.{name}": value for name, value in inject.items()}
+    xs |= {f"added.{name}": value for name, value in (added or {}).items()}
+    taps = list(added or {})
 
     def body(states: Arrays, x: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
-        here = Context(x["t"], x.get("valid"), context.training, context.buffers)
-        new = cell.step(xp, prepared, states, x["u"], here)
-        if here.valid is not None:
-            new = {name: xp.where(here.valid, value, states[name]) for name, value in new.items()}
-        for name in inject:
-            new[name] = new[name] + x[f"inject.{name}"]
-        return new, {name: new[name] for name in kept} | {f"emit.{k}": v for k, v in here.emitted.items()}
+        here = Context(
+            x["t"] + first,
+            x.get("valid"),
+            context.training,
+            context.buffers,
+            added={name: x[f"added.{name}"] for name in taps},
+            watching=context.watching,
+        )
+        new = advance(xp, cell, prepared, states, x, here)
+        ys = {name: new[name] for name in kept}
+        ys |= {f"emit.{name}": value for name, value in here.emitted.items()}
+        return new, ys | {f"tap.{name}": value for name, value in here.tapped.items()}
 
-    end, ys = xp.scan(body, start, xs, inputs.shape[0], reverse)
-    emitted = {name.removeprefix("emit."): value for name, value in ys.items() if name.startswith("emit.")}
-    return end, {name: ys[name] for name in kept}, emitted
+    return xp.scan(body, start, xs, inputs.shape[0], reverse)
+
+
+def _pieces(length: int, cuts: Sequence[int], reverse: bool) -> list[tuple[int, int, int | None]]:
+    """Return (first step, step after the last, index of the cut that ends it) in the order of reading.
+
+    A piece ends with the step at its cut; reading backwards, it begins with the lower index and ends there.
+    """
+    found: list[tuple[int, int, int | None]] = []
+    if reverse:
+        bounds = [*cuts, length]
+        found = [(bounds[i], bounds[i + 1], i) for i in reversed(range(len(cuts)))]
+        return [*found, (0, cuts[0], None)] if cuts[0] > 0 else found
+    ends = [0, *(cut + 1 for cut in cuts)]
+    found = [(ends[i], ends[i + 1], i) for i in range(len(cuts))]
+    return [*found, (ends[-1], length, None)] if ends[-1] < length else found
 
 
 def read_end(xp: Ops, outputs: Array, lengths: Array, read_last: bool, n_out: int) -> Array:
@@ -277,13 +402,13 @@ def read_end(xp: Ops, outputs: Array, lengths: Array, read_last: bool, n_out: in
     raise BadInput(f"model: its output has shape {list(shape)}; the task reads {wanted}")
 
 
-def _within(named: Mapping[str, Array], scope: str) -> dict[str, Array]:
+def within(named: Mapping[str, Array], scope: str) -> dict[str, Array]:
     """Return the entries whose full names lie in `scope`, by the rest of their names."""
     prefix = scope + "."
     return {name[len(prefix) :]: value for name, value in named.items() if name.startswith(prefix)}
 
 
-def _valid(xp: Ops, length: int, lengths: Array) -> Array:
+def valid_steps(xp: Ops, length: int, lengths: Array) -> Array:
     """Return [time batch 1] booleans: t < length of the sequence."""
     steps = xp.asarray(list(range(length)))
     return (steps[:, None] < lengths[None, :])[:, :, None]

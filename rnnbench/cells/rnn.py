@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from rnnbench.arrays import Array
-from rnnbench.cells.base import Cell, Context, Param, State
+from rnnbench.cells.base import Cell, Context, Param, State, Tap
 from rnnbench.initialize import GlorotUniform, Orthogonal
 from rnnbench.xp import Arrays, Ops
 
@@ -30,12 +30,15 @@ class RNN(Cell):
         H = self.hidden
         return {
             "weight_ih": Param((H, n_in), GlorotUniform()),
-            "weight_hh": Param((H, H), Orthogonal()),
+            "weight_hh": Param((H, H), Orthogonal(), recurrent=("h",)),
             **bias_parameters(self.biases, Param((H,))),
         }
 
     def states(self) -> tuple[State, ...]:
         return (State("h", self.hidden, output=True),)
+
+    def taps(self) -> tuple[Tap, ...]:
+        return (Tap("h", -1.0, 1.0),) if self.activation == "tanh" else ()
 
     def project(self, xp: Ops, params: Mapping[str, Array], x: Array) -> Array:
         return xp.linear(x, params["weight_ih"], params["bias_ih" if self.biases == 2 else "bias"])
@@ -43,7 +46,7 @@ class RNN(Cell):
     def step(self, xp: Ops, params: Mapping[str, Array], states: Arrays, u: Array, context: Context) -> Arrays:
         f = xp.tanh if self.activation == "tanh" else xp.relu
         recurrent = xp.linear(states["h"], params["weight_hh"], params.get("bias_hh"))
-        return {"h": f(u + recurrent)}
+        return {"h": context.tap("h", f(u + recurrent))}
 
 
 def bias_parameters(biases: int, first: Param) -> dict[str, Param]:

@@ -2,7 +2,6 @@
 
 from rnnbench.store.checkpoints import Checkpoint
 from rnnbench.store.folder import RunFolder, Store
-from rnnbench.store.tables import StoredSignal
 from rnnbench.store.writer import RunWriter
 
-__all__ = ["Checkpoint", "RunFolder", "RunWriter", "Store", "StoredSignal"]
+__all__ = ["Checkpoint", "RunFolder", "RunWriter", "Store"]

@@ -8,17 +8,18 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rnnbench.arrays import NDArray
 from rnnbench.errors import BadInput, CorruptData, Locked, quoted
 from rnnbench.record import SUITE_NAME, FileHash, RunRecord
+from rnnbench.signals import Signal
 from rnnbench.store.arrays import unpack_arrays
 from rnnbench.store.checkpoints import Checkpoint, CheckpointFacts, curable, load_checkpoint, read_facts
 from rnnbench.store.files import disk_errors, hash_of, make_folders, read_file, shown
-from rnnbench.store.tables import StoredSignal, read_metrics, read_signals
+from rnnbench.store.tables import read_metrics, read_signals
 
 if TYPE_CHECKING:
     from rnnbench.store.writer import RunWriter
@@ -90,24 +91,38 @@ class Store:
         Raises:
             BadInput: when none does, or several do (they are named).
         """
-        suite, slash, start = prefix.rpartition("/")
-        folders = [folder for folder in self.folders() if not slash or folder.suite == suite]
-        found = [folder for folder in folders if folder.digest.startswith(start.lower())] if start else []
-        if len(found) == 1:
-            return found[0]
-        if found:
-            some = ", ".join(f"{folder.suite}/{folder.digest[:16]}" for folder in found[:4])
-            more = ", …" if len(found) > 4 else ""
-            cure = "name one so" if len({folder.digest for folder in found}) == 1 else "give more of it"
-            raise BadInput(f"digest: {quoted(prefix)} fits {len(found)} runs ({some}{more}); {cure}")
-        if not folders:
-            raise BadInput(f"digest: {quoted(prefix)} fits no run; there are none in {shown(self.root)}")
-        import difflib
+        return find_run(prefix, self.folders(), self.root)
 
-        digests = sorted({folder.digest[: max(len(start), 8)] for folder in folders})
-        near = difflib.get_close_matches(start.lower(), digests, n=3, cutoff=0.55)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`rnnbench results list` shows them"
-        raise BadInput(f"digest: {quoted(prefix)} fits none of the {len(folders)} runs; {hint}")
+
+def find_run(prefix: str, among: Sequence[RunFolder], root: Path) -> RunFolder:
+    """Return the one run of `among` whose digest starts with `prefix`; see `Store.find`.
+
+    Args:
+        prefix: of a digest, perhaps with a suite's name and a slash before it.
+        among: the runs to look at.
+        root: where they are, for the message.
+
+    Raises:
+        BadInput: when none does, or several do (they are named).
+    """
+    suite, slash, start = prefix.rpartition("/")
+    folders = [folder for folder in among if not slash or folder.suite == suite]
+    found = [folder for folder in folders if folder.digest.startswith(start.lower())] if start else []
+    if len(found) == 1:
+        return found[0]
+    if found:
+        some = ", ".join(f"{folder.suite}/{folder.digest[:16]}" for folder in found[:4])
+        more = ", …" if len(found) > 4 else ""
+        cure = "name one so" if len({folder.digest for folder in found}) == 1 else "give more of it"
+        raise BadInput(f"digest: {quoted(prefix)} fits {len(found)} runs ({some}{more}); {cure}")
+    if not folders:
+        raise BadInput(f"digest: {quoted(prefix)} fits no run; there are none in {shown(root)}")
+    import difflib
+
+    digests = sorted({folder.digest[: max(len(start), 8)] for folder in folders})
+    near = difflib.get_close_matches(start.lower(), digests, n=3, cutoff=0.55)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`rnnbench results list` shows them"
+    raise BadInput(f"digest: {quoted(prefix)} fits none of the {len(folders)} runs; {hint}")
 
 
 def _subfolders(path: Path) -> list[Path]:
@@ -284,7 +299,7 @@ class RunFolder:
         tables = [read_metrics(data, place) for place, data in self._segments("metrics-")]
         return pa.concat_tables(tables) if tables else metrics_schema().empty_table()
 
-    def signals(self) -> list[StoredSignal]:
+    def signals(self) -> list[Signal]:
         """Return all recorded signals, in the order of recording.
 
         Raises:

@@ -7,35 +7,15 @@ order into a list, and its shape, the names of its axes, its unit and its dtype 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rnnbench.arrays import NDArray
 from rnnbench.errors import CorruptData, quoted
+from rnnbench.signals import Signal
 from rnnbench.store.arrays import DTYPES
 
 METRIC_KEYS = ("step", "sequences", "split", "metric", "value", "seconds")
-
-
-@dataclass(frozen=True)
-class StoredSignal:
-    """A named array that was recorded at one step.
-
-    Attributes:
-        name: what was recorded, e.g. ``adjoint_norm/h``.
-        axes: the name of each axis of `values`, e.g. ``("time", "batch")``.
-        unit: of the values, empty for a pure number.
-        step: training steps done when it was recorded.
-        values: the array.
-    """
-
-    name: str
-    axes: tuple[str, ...]
-    unit: str
-    step: int
-    values: NDArray
 
 
 def metrics_schema() -> Any:
@@ -70,7 +50,7 @@ def pack_metrics(rows: Sequence[dict[str, Any]]) -> bytes:
     return _pack(pa.Table.from_pylist(list(rows), schema=metrics_schema()))
 
 
-def pack_signals(signals: Iterable[StoredSignal]) -> bytes:
+def pack_signals(signals: Iterable[Signal]) -> bytes:
     """Return the bytes of a signals segment. Values go through float64, which holds floats and small integers."""
     import pyarrow as pa
 
@@ -110,7 +90,7 @@ def read_metrics(data: bytes, place: str) -> Any:
     return _read(data, place, metrics_schema())
 
 
-def read_signals(data: bytes, place: str) -> list[StoredSignal]:
+def read_signals(data: bytes, place: str) -> list[Signal]:
     """Return the arrays of a signals segment.
 
     Raises:
@@ -129,7 +109,7 @@ def read_signals(data: bytes, place: str) -> list[StoredSignal]:
             array = values.astype(np.dtype(dtype)).reshape(shape)
         except (TypeError, ValueError) as error:
             raise CorruptData(f"{place}: row {index}: {error}") from None
-        found.append(StoredSignal(name=name, axes=tuple(axes), unit=unit, step=step, values=array))
+        found.append(Signal(name=name, axes=tuple(axes), unit=unit, step=step, values=array))
     return found
 
 

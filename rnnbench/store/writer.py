@@ -12,6 +12,7 @@ from pydantic import JsonValue
 from rnnbench.arrays import NDArray
 from rnnbench.errors import OutOfResources
 from rnnbench.record import FileHash, RunRecord
+from rnnbench.signals import Signal
 from rnnbench.store.arrays import pack_arrays, unpack_arrays
 from rnnbench.store.checkpoints import (
     CHECKPOINT_FILES,
@@ -23,7 +24,7 @@ from rnnbench.store.checkpoints import (
 )
 from rnnbench.store.files import discard, disk_errors, read_file, shown, sync_folder, write_file
 from rnnbench.store.folder import LOCK, RECORD, RunFolder
-from rnnbench.store.tables import METRIC_KEYS, StoredSignal, pack_metrics, pack_signals
+from rnnbench.store.tables import METRIC_KEYS, pack_metrics, pack_signals
 
 SIGNAL_BUFFER = 64 << 20  # bytes of signals that are held in memory before they become a segment
 
@@ -48,7 +49,7 @@ class RunWriter:
         self.folder = folder
         self._files: dict[str, FileHash] = dict(resume.files) if resume is not None else {}
         self._rows: list[dict[str, Any]] = []
-        self._signals: list[StoredSignal] = []
+        self._signals: list[Signal] = []
         self._signal_bytes = 0
         self._best: dict[str, NDArray] | None = None
         self._step = resume.step if resume is not None else None
@@ -94,7 +95,7 @@ class RunWriter:
             raise ValueError(f"signal {name!r} has {values.ndim} axes and {len(names)} names for them: {names}")
         if values.dtype.kind not in "fiub":
             raise ValueError(f"signal {name!r} is {values.dtype}; a complex signal is recorded as two real ones")
-        self._signals.append(StoredSignal(name, names, unit, step, values))
+        self._signals.append(Signal(name, names, unit, step, values))
         self._signal_bytes += values.nbytes
         if self._signal_bytes > SIGNAL_BUFFER:
             self._flush_signals()

@@ -12,7 +12,7 @@ from rnnbench.spec import Precision
 from rnnbench.tasks.base import Task
 
 if TYPE_CHECKING:
-    from rnnbench.xp import Ops
+    from rnnbench.xp import Lab, Ops
 
 INSTALL = {
     "cpu": "pip install 'rnnbench[jax]'",
@@ -66,7 +66,7 @@ class JaxBackend:
         return found
 
     def facts(self, device: str, precision: Precision) -> dict[str, Any]:
-        from rnnbench.backends.jax.trainer import pick_device, product_mode
+        from rnnbench.backends.jax.lab import pick_device, product_mode
 
         flags = {"xla_flags": os.environ.get("XLA_FLAGS", "")[:200], "matmul_precision": product_mode(precision)}
         facts: dict[str, Any] = {"precision": flags}
@@ -93,6 +93,12 @@ class JaxBackend:
         from rnnbench.backends.jax.trainer import JaxTrainer
 
         return JaxTrainer(program, device, precision, path)
+
+    def lab(self, device: str, precision: Precision) -> Lab:
+        self.check(device, precision)
+        from rnnbench.backends.jax.lab import JaxLab
+
+        return JaxLab(device, precision)
 
     @staticmethod
     def _installed() -> bool:

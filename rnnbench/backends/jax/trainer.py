@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from jax import lax
 
 from rnnbench.arrays import Array, NDArray
-from rnnbench.backends.base import STORAGE, Inspection, Program, StepLog, TrainState, check_lengths, choose_path
+from rnnbench.backends.base import Inspection, Program, StepLog, TrainState, check_lengths, choose_path
+from rnnbench.backends.jax.lab import jax_mode, pick_device, put
 from rnnbench.backends.jax.ops import JaxOps
 from rnnbench.backends.jax.optimizers import build, pack, unpack
 from rnnbench.spec import Precision
@@ -250,29 +251,10 @@ class JaxTrainer:
         return {name: self._put(array) for name, array in batch.arrays().items()}
 
     def _put(self, array: NDArray) -> Array:
-        if array.dtype.kind == "f":
-            return jax.device_put(np.asarray(array, STORAGE[self.precision]), self.device)
-        return jax.device_put(np.asarray(array, np.int32), self.device)
+        return put(array, self.precision, self.device)
 
-    @contextmanager
-    def _mode(self) -> Iterator[None]:
-        """Set what jax keeps in globals for the length of a call: 64-bit types, device, precision of products."""
-        with ExitStack() as stack:
-            stack.enter_context(jax.enable_x64(self.precision == "float64"))
-            stack.enter_context(jax.default_device(self.device))
-            stack.enter_context(jax.default_matmul_precision(product_mode(self.precision)))
-            yield
-
-
-def product_mode(precision: Precision) -> str:
-    """Return jax's name for how float32 products are computed; in full, a TPU too, unless tf32 is asked for."""
-    return "tensorfloat32" if precision == "tf32" else "highest"
-
-
-def pick_device(name: str) -> Any:
-    """Return jax's device for ``cpu``, ``cuda:1``, ``tpu:0``."""
-    kind, _, index = name.partition(":")
-    return jax.devices(kind)[int(index or 0)]
+    def _mode(self) -> AbstractContextManager[None]:
+        return jax_mode(self.precision, self.device)
 
 
 def _stack(arrays: list[NDArray], room: int) -> NDArray:

@@ -12,7 +12,7 @@ from rnnbench.spec import Precision
 from rnnbench.tasks.base import Task
 
 if TYPE_CHECKING:
-    from rnnbench.xp import Ops
+    from rnnbench.xp import Lab, Ops
 
 INSTALL = "pip install 'rnnbench[torch]'"
 
@@ -91,6 +91,12 @@ class TorchBackend:
         from rnnbench.backends.torch.trainer import TorchTrainer
 
         return TorchTrainer(program, device, precision, path)
+
+    def lab(self, device: str, precision: Precision) -> Lab:
+        self.check(device, precision)
+        from rnnbench.backends.torch.lab import TorchLab
+
+        return TorchLab(device, precision)
 
     @staticmethod
     def _installed() -> bool:

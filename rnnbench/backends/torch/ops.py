@@ -13,7 +13,7 @@ from rnnbench.arrays import Array
 from rnnbench.backends.base import STORAGE
 from rnnbench.backends.loop import loop_scan
 from rnnbench.spec import Precision
-from rnnbench.xp import Arrays, Body
+from rnnbench.xp import Arrays, Body, Function, Pullback
 
 
 class TorchOps:
@@ -137,6 +137,49 @@ class TorchOps:
     ) -> tuple[Arrays, Arrays]:
         columns: dict[str, Any] = {name: x.unbind(0) for name, x in xs.items()}
         return loop_scan(body, carry, columns, length, reverse, self.stack)
+
+    def vjp(self, function: Function, primals: Arrays) -> tuple[Arrays, Pullback]:
+        with torch.enable_grad():
+            leaves = {name: x.detach().requires_grad_() for name, x in primals.items()}
+            values = function(leaves)
+
+        def pullback(cotangents: Arrays, many: bool = False) -> Arrays:
+            reached = [name for name in cotangents if values[name].requires_grad]
+            count = (next(iter(cotangents.values())).shape[0],) if many else ()
+            if not reached:
+                return {name: x.new_zeros((*count, *x.shape)) for name, x in leaves.items()}
+            found = torch.autograd.grad(
+                [values[name] for name in reached],
+                list(leaves.values()),
+                [cotangents[name] for name in reached],
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=many,
+            )
+            return {
+                name: x.new_zeros((*count, *x.shape)) if gradient is None else gradient
+                for (name, x), gradient in zip(leaves.items(), found, strict=True)
+            }
+
+        return {name: value.detach() for name, value in values.items()}, pullback
+
+    def jvps(self, function: Function, primals: Arrays, tangents: Arrays) -> Arrays:
+        def along(tangents: Arrays) -> Arrays:
+            derived: Arrays = torch.func.jvp(function, (primals,), (tangents,))[1]
+            return derived
+
+        found: Arrays = torch.func.vmap(along)(tangents)
+        return found
+
+    def qr(self, x: Array) -> tuple[Array, Array]:
+        q, r = torch.linalg.qr(x)
+        return q, r
+
+    def svdvals(self, x: Array) -> Array:
+        return torch.linalg.svdvals(x)
+
+    def log_abs_det(self, x: Array) -> Array:
+        return torch.linalg.slogdet(x)[1]
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from rnnbench.arrays import Array, NDArray
 from rnnbench.backends.base import STORAGE, Inspection, Program, StepLog, TrainState, check_lengths, choose_path
 from rnnbench.backends.torch.fused import fused_layer, why_not
+from rnnbench.backends.torch.lab import set_product_mode
 from rnnbench.backends.torch.model import TorchModel
 from rnnbench.backends.torch.ops import TorchOps
 from rnnbench.backends.torch.optimizers import build, load_slots, read_slots
@@ -168,13 +169,6 @@ class TorchTrainer:
     def _send(self, batch: Batch) -> dict[str, Array]:
         check_lengths(self.program, batch)
         return {name: self.ops.asarray(array) for name, array in batch.arrays().items()}
-
-
-def set_product_mode(precision: Precision) -> None:
-    """Say how float32 products are computed on NVIDIA GPUs: in full, or rounded to tf32. A global of torch's."""
-    if torch.cuda.is_available():
-        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.allow_tf32 = precision == "tf32"
 
 
 def _to_float64(values: list[Array]) -> NDArray:
