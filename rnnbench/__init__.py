@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rnnbench.analysis import analyze as analyze
     from rnnbench.api import run as run
     from rnnbench.spec import RunSpec as RunSpec
     from rnnbench.store.frames import load_results as load_results
@@ -17,13 +18,14 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "RunSpec": "rnnbench.spec:RunSpec",
     "SuiteSpec": "rnnbench.suite:SuiteSpec",
+    "analyze": "rnnbench.analysis:analyze",
     "load_results": "rnnbench.store.frames:load_results",
     "load_suite": "rnnbench.suite:load_suite",
     "run": "rnnbench.api:run",
 }
 """From a public name to where it is; imported when it is first asked for, so that ``import rnnbench`` is light."""
 
-__all__ = ["RunSpec", "SuiteSpec", "__version__", "load_results", "load_suite", "run"]
+__all__ = ["RunSpec", "SuiteSpec", "__version__", "analyze", "load_results", "load_suite", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from rnnbench.cells.base import Cell
 from rnnbench.cells.network import Network
 from rnnbench.component import Component
 from rnnbench.errors import BadInput, quoted, unknown
+from rnnbench.probes.base import Probe
 from rnnbench.spec import Ref, RunSpec, digest_of
 from rnnbench.streams import DERIVATION
 from rnnbench.tasks.base import Metric, Source, Task
@@ -37,6 +38,7 @@ class Experiment:
         cell: the cell; None for a user's whole model.
         techniques: in order.
         optimizer: the optimizer.
+        probes: what looks at the model during training.
         digest: 64 hexadecimal digits; equal digests are the same experiment.
         versions: the components' versions, by kind and name.
     """
@@ -46,6 +48,7 @@ class Experiment:
     cell: Cell | None
     techniques: tuple[Technique, ...]
     optimizer: Optimizer
+    probes: tuple[Probe, ...]
     digest: str
     versions: dict[str, int | str]
 
@@ -111,13 +114,14 @@ def resolve(spec: RunSpec) -> Experiment:
         cell = _component("cells", spec.cell, "cell", Cell)  # type: ignore[type-abstract]  # as above
     optimizer = _component("optimizers", spec.optimizer, "optimizer", Optimizer)
     techniques = tuple(_component("techniques", ref, "technique", Technique) for ref in spec.techniques)
+    probes = make_probes(spec.record.probes, "record.probes")
     if spec.backend not in registry.names("backends") and ":" not in spec.backend:
         raise unknown("backend", spec.backend, registry.names("backends"))
     _check_metrics(spec, task)
     if spec.network.bidirectional and not task.bidirectional_allowed:
         raise BadInput(f"network.bidirectional: task {task.name} would be given away by reading backwards")
     task.prepare()
-    versions: dict[str, int | str] = dict(_versions(spec, task, cell, techniques, optimizer))
+    versions: dict[str, int | str] = dict(_versions(spec, task, cell, techniques, optimizer, probes))
     reduced = spec.model_copy(
         update={
             "task": Ref(name=spec.task.name, params=task.changed()),
@@ -127,10 +131,27 @@ def resolve(spec: RunSpec) -> Experiment:
                 Ref(name=ref.name, params=technique.changed())
                 for ref, technique in zip(spec.techniques, techniques, strict=True)
             ),
+            "record": spec.record.model_copy(
+                update={
+                    "probes": tuple(
+                        Ref(name=ref.name, params=probe.changed())
+                        for ref, probe in zip(spec.record.probes, probes, strict=True)
+                    )
+                }
+            ),
         }
     )
     digest = digest_of({"spec": _canonical(reduced, task), "versions": versions, "data": task.data_hash()})
-    return Experiment(reduced, task, cell, techniques, optimizer, digest, versions)
+    return Experiment(reduced, task, cell, techniques, optimizer, probes, digest, versions)
+
+
+def make_probes(refs: Iterable[Ref], place: str) -> tuple[Probe, ...]:
+    """Look up probes by name and check their parameters.
+
+    Raises:
+        BadInput: for an unknown name or a parameter that will not do.
+    """
+    return tuple(_component("probes", ref, place, Probe) for ref in refs)  # type: ignore[type-abstract]  # as in resolve
 
 
 def _canonical(spec: RunSpec, task: Task) -> dict[str, Any]:
@@ -178,7 +199,12 @@ def _check_metrics(spec: RunSpec, task: Task) -> None:
 
 
 def _versions(
-    spec: RunSpec, task: Task, cell: Cell | None, techniques: tuple[Technique, ...], optimizer: Optimizer
+    spec: RunSpec,
+    task: Task,
+    cell: Cell | None,
+    techniques: tuple[Technique, ...],
+    optimizer: Optimizer,
+    probes: tuple[Probe, ...],
 ) -> Iterator[tuple[str, int | str]]:
     """Yield what else identifies the code that computes: versions, and hashes of a user's own files."""
     parts: list[tuple[str, str, Any]] = [("task", spec.task.name, task), ("optimizer", spec.optimizer.name, optimizer)]
@@ -188,22 +214,23 @@ def _versions(
         (f"technique.{ref.name}", ref.name, technique)
         for ref, technique in zip(spec.techniques, techniques, strict=True)
     ]
+    parts += [(f"probe.{ref.name}", ref.name, probe) for ref, probe in zip(spec.record.probes, probes, strict=True)]
     yield "engine", ENGINE_VERSION
     yield "streams", DERIVATION
     for kind, name, component in parts:
         yield kind, component.version
         if ":" in name:
-            yield f"{kind}.file", _file_hash(type(component), kind)
+            yield f"{kind}.file", file_hash(type(component), kind)
     if ":" in spec.backend:
-        yield "backend.file", _file_hash(registry.load("backends", spec.backend, "backend"), "backend")
+        yield "backend.file", file_hash(registry.load("backends", spec.backend, "backend"), "backend")
     if spec.model is not None:
         build = registry.load_attribute(spec.model, "model")
         if not callable(build):
             raise BadInput(f"model: {spec.model} is {quoted(type(build).__name__)}, not a function of (n_in, n_out)")
-        yield "model.file", _file_hash(build, "model")
+        yield "model.file", file_hash(build, "model")
 
 
-def _file_hash(thing: Any, place: str) -> str:
+def file_hash(thing: Any, place: str) -> str:
     """Return the SHA-256 of the file that `thing` is defined in, so that editing it is a new experiment."""
     try:
         file = inspect.getsourcefile(inspect.unwrap(thing))

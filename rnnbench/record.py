@@ -156,6 +156,7 @@ class Timings(Frozen):
     train_s: Seconds = 0.0
     eval_s: Seconds = 0.0
     data_s: Seconds = 0.0
+    probe_s: Seconds = 0.0
     total_s: Seconds = 0.0
 
 

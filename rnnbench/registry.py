@@ -14,7 +14,18 @@ from typing import Any
 
 from rnnbench.errors import BadInput, quoted, unknown
 
-KINDS = ("tasks", "cells", "techniques", "optimizers", "backends", "analyzers", "suites")
+KINDS = (
+    "tasks",
+    "cells",
+    "techniques",
+    "optimizers",
+    "backends",
+    "probes",
+    "analyzers",
+    "pictures",
+    "tables",
+    "suites",
+)
 
 BUILT_IN: dict[str, dict[str, str]] = {
     "tasks": {
@@ -45,10 +56,35 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "torch": "rnnbench.backends.torch:TorchBackend",
         "jax": "rnnbench.backends.jax:JaxBackend",
     },
-    "analyzers": {
-        "summary": "rnnbench_analyzers.summary:summarize",
-        "curves": "rnnbench_analyzers.curves:learning_curves",
+    "probes": {
+        "adjoint": "rnnbench.probes.adjoint:Adjoint",
+        "points": "rnnbench.probes.points:Points",
+        "propagator": "rnnbench.probes.propagator:Propagator",
+        "spectrum": "rnnbench.probes.spectrum:Spectrum",
+        "lags": "rnnbench.probes.lags:Lags",
+        "activity": "rnnbench.probes.activity:Activity",
+        "updates": "rnnbench.probes.updates:Updates",
+        "noise": "rnnbench.probes.noise:Noise",
+        "use": "rnnbench.probes.use:Use",
     },
+    "analyzers": {
+        "outcome": "rnnbench_analyzers.outcome:analyze",
+        "gradient_flow": "rnnbench_analyzers.gradient_flow:analyze",
+        "dynamics": "rnnbench_analyzers.dynamics:analyze",
+        "activity": "rnnbench_analyzers.activity:analyze",
+        "updates": "rnnbench_analyzers.updates:analyze",
+        "reach": "rnnbench_analyzers.reach:analyze",
+    },
+    "pictures": {
+        "curves": "rnnbench_analyzers.curves:learning_curves",
+        "gradient_profile": "rnnbench_analyzers.pictures.profile:draw",
+        "gradient_heatmap": "rnnbench_analyzers.pictures.heatmap:draw",
+        "singular_values": "rnnbench_analyzers.pictures.singular_values:draw",
+        "exponents": "rnnbench_analyzers.pictures.exponents:draw",
+        "saturation": "rnnbench_analyzers.pictures.saturation:draw",
+        "reach": "rnnbench_analyzers.pictures.reach:draw",
+    },
+    "tables": {"summary": "rnnbench_analyzers.summary:summarize"},
     "suites": {"quickstart": "rnnbench_suites:quickstart.toml"},
 }
 

@@ -120,6 +120,10 @@ class RecordSpec(Frozen):
     per_decade: Annotated[int, Field(ge=1, le=1000)] = Field(
         20, description="training steps recorded in each tenfold of the step count, spaced evenly in its logarithm"
     )
+    probes: tuple[Ref, ...] = Field((), description="probes that look at the model: at the start, at times, at the end")
+    probes_per_decade: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="looks in each tenfold of the step count"
+    )
 
 
 class RunSpec(Frozen):

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, cast
 
@@ -19,7 +19,9 @@ import numpy as np
 from rnnbench.arrays import NDArray
 from rnnbench.backends.base import STORAGE, StepLog, Trainer, TrainState
 from rnnbench.experiment import Experiment, log_spaced
+from rnnbench.probes.base import recorded
 from rnnbench.record import Status
+from rnnbench.signals import Signal
 from rnnbench.tasks.base import Batch, Source, pad_rows
 
 EVAL_PIECE = 500
@@ -38,11 +40,25 @@ class Writer(Protocol):
     def metrics(self, rows: list[dict[str, Any]]) -> None:
         """Take rows of step, sequences, split, metric, value, seconds."""
 
+    def signal(self, name: str, axes: Iterable[str], unit: str, array: NDArray, step: int) -> None:
+        """Take a named array."""
+
     def checkpoint(self, arrays: Mapping[str, NDArray], position: Mapping[str, Any]) -> None:
         """Make everything so far safe, with the state to go on from."""
 
     def save_parameters(self, which: Literal["final", "best"], arrays: Mapping[str, NDArray]) -> None:
         """Keep a set of parameters."""
+
+
+class Prober(Protocol):
+    """What looks at a model under way; `rnnbench.engine.probing.Probing` is one."""
+
+    @property
+    def compile_seconds(self) -> float:
+        """Spent compiling so far."""
+
+    def __call__(self, state: TrainState) -> Iterable[Signal]:
+        """Return what is to be recorded of the model in this state."""
 
 
 @dataclass
@@ -52,7 +68,8 @@ class Progress:
     Attributes:
         step: training steps taken.
         seconds: spent in the loop before this process, evaluation and compilation included.
-        eval_seconds, data_seconds, compile_seconds: parts of it.
+        eval_seconds, data_seconds, compile_seconds, probe_seconds: parts of it.
+        probed_step: the last step at which the model was probed.
         loss_sum, loss_steps: of the training loss since the last recorded step.
         passed: consecutive looks that have passed the stopping threshold.
         steps_to_solve: the step at which the last of them fell, once there are enough.
@@ -68,6 +85,8 @@ class Progress:
     eval_seconds: float = 0.0
     data_seconds: float = 0.0
     compile_seconds: float = 0.0
+    probe_seconds: float = 0.0
+    probed_step: int | None = None
     loss_sum: float = 0.0
     loss_steps: int = 0
     passed: int = 0
@@ -105,12 +124,14 @@ class Hooks:
     Attributes:
         interrupted: asked between dispatches; True makes the loop save a checkpoint and return.
         report: told of progress.
+        probe: looks at the model, and returns signals; None where nothing is probed.
         checkpoint_seconds: the time between two checkpoints.
         checkpoint_steps: or, when given, the number of steps between two.
     """
 
     interrupted: Callable[[], bool] = lambda: False
     report: Callable[[Event], None] = lambda _event: None
+    probe: Prober | None = None
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int | None = None
 
@@ -130,7 +151,7 @@ def train(
     Returns:
         The final status, or `Status.INTERRUPTED` after a checkpoint was written.
     """
-    book = _Book(experiment, trainer, source, writer, progress)
+    book = _Book(experiment, trainer, source, writer, progress, hooks.probe)
     last = experiment.steps
     rate = experiment.optimizer.lr
     under_way: deque[StepLog] = deque()
@@ -139,6 +160,7 @@ def train(
 
     if progress.scored_step is None:
         book.score()
+    book.probe()
     while True:
         ended = book.ended(last)
         if ended is not None:
@@ -180,7 +202,13 @@ class _Book:
     """Keeps a run's numbers: what is written, when the run is solved, which parameters are best."""
 
     def __init__(
-        self, experiment: Experiment, trainer: Trainer, source: Source, writer: Writer, progress: Progress
+        self,
+        experiment: Experiment,
+        trainer: Trainer,
+        source: Source,
+        writer: Writer,
+        progress: Progress,
+        probe: Prober | None,
     ) -> None:
         self.spec = experiment.spec
         self.experiment = experiment
@@ -190,10 +218,11 @@ class _Book:
         self.progress = progress
         self.dtype = STORAGE[self.spec.precision]
         self._pieces: dict[str, list[Batch]] = {}
-        self._recorded = log_spaced(self.spec.record.per_decade, experiment.steps)
-        self._next_record = next(self._recorded)
-        while self._next_record <= progress.step and self._next_record != experiment.steps:
-            self._next_record = next(self._recorded)
+        self._recorded = _Schedule(self.spec.record.per_decade, experiment.steps, progress.step)
+        self._probe = probe
+        self._probed = _Schedule(self.spec.record.probes_per_decade, experiment.steps, progress.step)
+        self._follows = any(each.in_training for each in experiment.probes)
+        self._history: dict[str, list[NDArray]] = {}
         self._began = time.perf_counter() - progress.seconds
         self._compiled_before = trainer.compile_seconds
         self._compile_base = progress.compile_seconds
@@ -206,7 +235,9 @@ class _Book:
         """Return the next step at which something is recorded or scored."""
         every = self.spec.eval.every
         scored = (self.progress.step // every + 1) * every
-        wanted = min(self._next_record if self._next_record > self.progress.step else scored, scored)
+        schedules = [self._recorded, *([self._probed] if self._probe else [])]
+        later = [schedule.step for schedule in schedules if schedule.step > self.progress.step]
+        wanted = min([scored, *later])
         return wanted if last is None else min(wanted, last)
 
     def take(self, log: StepLog) -> None:
@@ -224,7 +255,11 @@ class _Book:
             total = float(np.add.accumulate(np.concatenate([[progress.loss_sum], known]))[-1])
         progress.loss_sum = min(total, sys.float_info.max)  # a checkpoint has no word for infinity
         progress.loss_steps += len(known)
-        self._last = {name: float(values[-1]) for name, values in numbers.items()}
+        self._last = {name: float(values[-1]) for name, values in numbers.items() if not name.startswith("acted/")}
+        if self._follows:
+            for name, values in numbers.items():
+                if name == "grad_norm" or name.startswith("acted/"):
+                    self._history.setdefault(name, []).append(values)
         stop = self.spec.stop
         if stop is not None and stop.split == "train":
             for offset, value in enumerate(numbers[stop.metric], start=self.taken - len(losses) + 1):
@@ -234,17 +269,43 @@ class _Book:
         """Record the present step, and score it where that is due."""
         progress, step = self.progress, self.progress.step
         progress.looked_step = step
-        if step >= self._next_record or step == self.experiment.steps:
+        if self._recorded.due(step):
             norm = self._last["grad_norm"]
             if progress.first_bad_step is None and not math.isfinite(norm):
                 progress.first_bad_step = step
             self._rows("train", {**self._last, "loss_mean": progress.loss_sum / max(1, progress.loss_steps)})
             progress.loss_sum, progress.loss_steps = 0.0, 0
-            while self._next_record <= step and self._next_record != self.experiment.steps:
-                self._next_record = next(self._recorded)
+            self._keep_history()
+            self._recorded.passed(step)
         due = step % self.spec.eval.every == 0 or step == self.experiment.steps
         if due and progress.first_bad_step is None and progress.scored_step != step:
             self.score()
+        if self._probed.due(step):
+            self.probe()
+            self._probed.passed(step)
+
+    def probe(self) -> None:
+        """Look at the model as it stands, unless that has been done or its numbers are not finite any more."""
+        progress = self.progress
+        if self._probe is None or progress.probed_step == progress.step or progress.first_bad_step is not None:
+            return
+        if progress.probed_step is not None and not self._probed.due(progress.step):
+            return  # resumed between two looks
+        began, compiled = time.perf_counter(), self._probe.compile_seconds
+        for signal in self._probe(self.trainer.state()):
+            self.writer.signal(signal.name, signal.axes, signal.unit, signal.values, signal.step)
+        progress.probed_step = progress.step
+        compiled = self._probe.compile_seconds - compiled
+        self._compile_base += compiled
+        progress.probe_seconds += time.perf_counter() - began - compiled
+
+    def _keep_history(self) -> None:
+        """Write what every step since the last time has shown, where a probe follows training."""
+        for name, pieces in self._history.items():
+            kind, _, of = name.partition("/")
+            signal = recorded(f"updates.{kind}", np.concatenate(pieces), self.progress.step, of)
+            self.writer.signal(signal.name, signal.axes, signal.unit, signal.values, signal.step)
+        self._history = {}
 
     def score(self) -> None:
         """Score the present parameters on every split that is asked for; judge stopping and selection by it."""
@@ -287,12 +348,14 @@ class _Book:
         limit = self.spec.budget.seconds
         if limit is None:
             return False
-        spent = time.perf_counter() - self._began - self._compile_seconds() - self.progress.eval_seconds
+        other = self._compile_seconds() + self.progress.eval_seconds + self.progress.probe_seconds
+        spent = time.perf_counter() - self._began - other
         return spent >= limit
 
     def save(self) -> None:
         """Write a checkpoint."""
         self._clock()
+        self._keep_history()
         state = self.trainer.state()
         self.writer.checkpoint(state.arrays(), self.progress.to_json())
 
@@ -301,6 +364,9 @@ class _Book:
         progress = self.progress
         if progress.first_bad_step is None and progress.scored_step != progress.step:
             self.score()
+        self._keep_history()
+        self._probed.end(progress.step)
+        self.probe()
         self.writer.save_parameters("final", self.trainer.state().params)
         self._clock()
 
@@ -372,6 +438,29 @@ class _Book:
                 for name, value in values.items()
             ]
         )
+
+
+class _Schedule:
+    """Steps at which something is due: spaced evenly in their logarithm, and the last one."""
+
+    def __init__(self, per_decade: int, last: int | None, step: int) -> None:
+        self._steps = log_spaced(per_decade, last)
+        self._last = last
+        self.step = next(self._steps)
+        self.passed(step)
+
+    def due(self, step: int) -> bool:
+        """Whether the next of them has come."""
+        return step >= self.step or step == self._last
+
+    def passed(self, step: int) -> None:
+        """Go on to the first of them after `step`."""
+        while self.step <= step and self.step != self._last:
+            self.step = next(self._steps)
+
+    def end(self, step: int) -> None:
+        """Take `step` for the last: a run may end before its budget does."""
+        self._last = step
 
 
 class _Pace:

@@ -201,6 +201,14 @@ class Lab(Protocol):
     def precision(self) -> str:
         """float64, float32, tf32 or bfloat16."""
 
+    @property
+    def compile_seconds(self) -> float:
+        """Spent compiling so far."""
+
+    @property
+    def kernel(self) -> Any:
+        """The framework's fused layers, for `Network.forward`; None where it has none."""
+
     def compute(
         self,
         key: Hashable,

@@ -17,7 +17,7 @@ from rnnbench.errors import BadInput
 from rnnbench.objectives import loss_terms, scores, weighted_mean
 from rnnbench.spec import Precision
 from rnnbench.tasks.base import Batch, Task
-from rnnbench.techniques.base import GradientTechnique, Technique
+from rnnbench.techniques.base import GradientTechnique, Technique, global_norm
 from rnnbench.techniques.update.optimizers import Optimizer
 from rnnbench.xp import Arrays, Lab, Ops
 
@@ -32,6 +32,7 @@ class Program:
         optimizer: the update.
         techniques: in the order that they are applied within their stage.
         train_metrics: metrics of the training batch that every step returns beside the loss.
+        history: whether every step also returns its gradient's norm, and which techniques changed the gradient.
     """
 
     task: Task
@@ -39,6 +40,7 @@ class Program:
     optimizer: Optimizer
     techniques: tuple[Technique, ...] = ()
     train_metrics: tuple[str, ...] = ()
+    history: bool = False
 
     @property
     def eval_metrics(self) -> tuple[str, ...]:
@@ -72,12 +74,28 @@ class Program:
         terms = loss_terms(xp, self.task.loss, forward.outputs, batch["targets"])
         return weighted_mean(xp, terms, batch["mask"]), forward
 
-    def gradients(self, xp: Ops, gradients: Arrays, params: Arrays) -> Arrays:
-        """Apply the techniques of the gradient stage, in order."""
+    def gradients(self, xp: Ops, gradients: Arrays, params: Arrays, acted: Arrays | None = None) -> Arrays:
+        """Apply the techniques of the gradient stage, in order.
+
+        Args:
+            xp: the operations.
+            gradients: by parameter name.
+            params: by name.
+            acted: where given, receives 1 or 0 by ``acted/<technique>``: whether it changed any number.
+        """
         for technique in self.techniques:
             if isinstance(technique, GradientTechnique):
-                gradients = technique.gradients(xp, gradients, params)
+                before, gradients = gradients, technique.gradients(xp, gradients, params)
+                if acted is not None:
+                    changes = {name: gradients[name] - before[name] for name in before}
+                    acted[f"acted/{technique.name}"] = xp.floats(global_norm(xp, changes) > 0)
         return gradients
+
+    def acting(self) -> tuple[str, ...]:
+        """Return the names that `gradients` reports under, where history is kept."""
+        if not self.history:
+            return ()
+        return tuple(dict.fromkeys(f"acted/{t.name}" for t in self.techniques if isinstance(t, GradientTechnique)))
 
     def scores(
         self, xp: Ops, outputs: Array, batch: Mapping[str, Array], names: tuple[str, ...]
@@ -124,7 +142,10 @@ class StepLog(Protocol):
     """The numbers of some training steps, perhaps still being computed."""
 
     def fetch(self) -> dict[str, NDArray]:
-        """Wait for them and return [steps] float64 arrays: ``loss``, ``grad_norm`` (NaN where unknown), metrics."""
+        """Wait for them and return [steps] float64 arrays: ``loss``, ``grad_norm`` (NaN where unknown), metrics.
+
+        Where the program keeps a history no norm is unknown, and ``acted/<technique>`` is there as well.
+        """
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ COMMANDS = {
     "list": ("rnnbench.cli.listing:list_things", "List what there is: tasks, cells, suites and so on."),
     "show": ("rnnbench.cli.show:show", "Show one thing: its equation, source and parameters."),
     "parity": ("rnnbench.cli.parity:parity", "Compare torch with JAX on the same run, step by step."),
+    "analyze": ("rnnbench.cli.analyze:analyze", "Say what runs have to say: gradients, memory, dynamics, outcomes."),
     "results": ("rnnbench.cli.results:results", "List, show, export, import, verify and clean finished runs."),
     "data": ("rnnbench.cli.data:data", "Fetch, list and verify data sets."),
     "devices": ("rnnbench.cli.devices:devices", "Show which devices each backend sees, and what others would need."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +16,15 @@ from rnnbench.errors import BadInput, CorruptData, RunFailed, unknown
 from rnnbench.record import Status
 from rnnbench.store import RunFolder, Store
 from rnnbench.store.files import shown
+from rnnbench.store.folder import find_run
 from rnnbench.store.frames import run_columns
 from rnnbench.store.inspect import CLEANABLE, Standing, State, removable, remove, standing, verify_run
+from rnnbench.store.probed import Probed
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+PROBED = "probed"
+"""What ``clean`` calls the signals that analyses have measured and kept."""
 
 FILTERS = ("suite", "task", "cell", "backend", "status")
 STATUSES = [*map(str, Status), *(str(state) for state in (State.RUNNING, State.LEFTOVER, State.CORRUPT))]
@@ -220,9 +225,10 @@ def import_runs(archive: str, results: Path, as_json: bool) -> None:
 @click.option(
     "--only",
     multiple=True,
-    callback=_known(CLEANABLE),
+    callback=_known((*CLEANABLE, PROBED)),
     metavar="KIND",
-    help=f"Only this kind ({', '.join(CLEANABLE)}). Corrupt runs are removed only when asked for.",
+    help=f"Only this kind ({', '.join(CLEANABLE)}, {PROBED}). Corrupt runs and {PROBED} signals, which analyses have "
+    "kept, are removed only when asked for.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would go, and remove nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
@@ -240,22 +246,25 @@ def clean_runs(
     kinds = set(only or CLEANABLE) - (set() if "corrupt" in only else {"corrupt"})
     folders = [store.find(digest) for digest in dict.fromkeys(digests)] if digests else store.folders()
     planned = [plan for folder in folders if (plan := removable(folder, kinds)) is not None]
+    cache = Probed(store.root)
+    cached = cache.files({folder.digest for folder in folders} if digests else None) if PROBED in only else []
     lines = [
         f"{plan.folder.suite}/{plan.folder.digest[:12]}: {plan.kind}"
         + (f", {plan.note}" if plan.note else "")
         + ("" if plan.whole else f": {', '.join(plan.files)}")
         for plan in planned
-    ]
+    ] + [f"{cache.folder.name}: {PROBED}, {len(cached)} files that analyses have kept"] * bool(cached)
     if not as_json:
         for line in lines:
             click.echo(printable(line))
     gone: list[RunFolder] = []
-    if planned and not dry_run:
+    if (planned or cached) and not dry_run:
         if not yes:
             if not sys.stdin.isatty():
                 raise BadInput("clean: give --yes when there is no terminal to ask at, or --dry-run to look only")
-            click.confirm(f"Remove {len(planned)}?", abort=True, err=True)
+            click.confirm(f"Remove {len(lines)}?", abort=True, err=True)
         gone = [plan.folder for plan in planned if remove(plan, kinds)]
+        cache.remove(cached)
     if as_json:
         emit_json(
             {
@@ -264,14 +273,16 @@ def clean_runs(
                     for p in planned
                 ],
                 "removed": [f"{folder.suite}/{folder.digest}" for folder in gone],
+                PROBED: cached,
             }
         )
-    elif not planned:
+    elif not lines:
         click.echo("nothing to clean")
     elif not dry_run:
         kept = len(planned) - len(gone)
         click.echo(
-            f"{len(gone)} removed" + (f", {kept} left (in use by now, or holding strange files)" if kept else "")
+            f"{len(gone) + bool(cached)} removed"
+            + (f", {kept} left (in use by now, or holding strange files)" if kept else "")
         )
 
 
@@ -291,7 +302,18 @@ def selected(store: Store, digests: Sequence[str], wanted: dict[str, tuple[str, 
     Raises:
         BadInput: when a digest fits no run or several, or a filter names what no run has (with the nearest).
     """
-    folders = [store.find(digest) for digest in dict.fromkeys(digests)] if digests else store.folders()
+    folders = store.folders()
+    if digests:
+        folders = [find_run(digest, folders, store.root) for digest in dict.fromkeys(digests)]
+    return filtered(folders, wanted)
+
+
+def filtered(folders: Sequence[RunFolder], wanted: Mapping[str, tuple[str, ...]]) -> list[Standing]:
+    """Return the runs that pass every filter.
+
+    Raises:
+        BadInput: when a filter names what no run has (with the nearest).
+    """
     found = [standing(folder) for folder in folders]
     keys = [_keys(now) for now in found]
     for name, values in wanted.items():

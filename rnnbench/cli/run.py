@@ -116,7 +116,7 @@ def _conclude(
     if len(runs):
         from rnnbench import registry
 
-        table = registry.load("analyzers", "summary")(runs, metrics)
+        table = registry.load("tables", "summary")(runs, metrics)
         rows = [_without_nan(row) for row in table.to_dict("records")]
         if not as_json:
             _print_summary(rows)
@@ -194,7 +194,7 @@ def _draw(runs: pd.DataFrame, metrics: pd.DataFrame, title: str, target: Path, k
     from rnnbench import registry
     from rnnbench.store.files import write_file
 
-    figure = registry.load("analyzers", "curves")(runs, metrics, title)
+    figure = registry.load("pictures", "curves")(runs, metrics, title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130, metadata={"Source": key})
     write_file(target, buffer.getvalue())

@@ -13,6 +13,7 @@ import rich_click as click
 from rnnbench import registry
 from rnnbench.cli.common import console, emit_json, escaped, json_option, print_table, printable
 from rnnbench.errors import BadInput, RnnbenchError, quoted, unknown
+from rnnbench.findings import CODES
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 def show(thing: str | None, as_json: bool) -> None:
     """Show one thing: what it is, its equation, source and parameters.
 
-    A task also shows its shape, metrics and baselines, a suite its runs. Where a name stands for several things, write
-    the kind before it: cells/lstm.
+    A task also shows its shape, metrics and baselines, a suite its runs, a probe its signals, a finding's code its
+    causes and remedies. Where a name stands for several things, write the kind before it: cells/lstm.
     """
     if thing is None:
         raise BadInput("show: say what, e.g. lstm, tasks/copy, quickstart or my_module:MyCell")
@@ -51,6 +52,8 @@ def describe_thing(thing: str) -> dict[str, Any]:
     if thing.endswith(".toml"):
         return _suite_facts(load_suite(thing), thing)
     head, slash, rest = thing.partition("/")
+    if head in ("finding", "findings") and slash:
+        return _code_facts(rest)
     if not slash and ":" in thing:
         return _thing_facts(None, thing, registry.load_attribute(thing, "show"))
     if slash:
@@ -61,8 +64,10 @@ def describe_thing(thing: str) -> dict[str, Any]:
     else:
         kinds = tuple(kind for kind in registry.KINDS if thing in registry.names(kind))
         name = thing
+    if not kinds and thing in CODES:
+        return _code_facts(thing)
     if not kinds:
-        raise unknown("show", thing, {name for kind in registry.KINDS for name in registry.names(kind)})
+        raise unknown("show", thing, {name for kind in registry.KINDS for name in registry.names(kind)} | CODES.keys())
     if len(kinds) > 1:
         raise BadInput(
             f"show: {quoted(thing)} is more than one thing; write {' or '.join(f'{k}/{thing}' for k in kinds)}"
@@ -78,6 +83,7 @@ def describe_thing(thing: str) -> dict[str, Any]:
 def _thing_facts(kind: str | None, name: str, thing: Any) -> dict[str, Any]:
     from rnnbench.cli.catalog import origin_of, summary_of
     from rnnbench.component import Component
+    from rnnbench.probes.base import Probe
     from rnnbench.tasks.base import Task
 
     doc = inspect.getdoc(thing) or ""
@@ -96,7 +102,36 @@ def _thing_facts(kind: str | None, name: str, thing: Any) -> dict[str, Any]:
         facts |= {"equation": thing.equation, "source": thing.source, "parameters": _parameters(thing)}
     if isinstance(thing, type) and issubclass(thing, Task):
         facts |= _task_facts(thing)
+    if isinstance(thing, type) and issubclass(thing, Probe):
+        facts["signals"] = [
+            {
+                "name": kind.name,
+                "axes": list(kind.axes),
+                "unit": kind.unit,
+                "of": kind.of,
+                "meaning": kind.meaning,
+                "cost": kind.cost,
+            }
+            for kind in thing.signals
+        ]
     return {key: value for key, value in facts.items() if value not in (None, "")}
+
+
+def _code_facts(code: str) -> dict[str, Any]:
+    """Return what a finding's code means."""
+    if code not in CODES:
+        raise unknown("show", code, CODES)
+    found = CODES[code]
+    return {
+        "kind": "finding",
+        "name": code,
+        "origin": f"docs/findings/{code}.md",
+        "summary": found.title,
+        "severity": str(found.severity),
+        "causes": list(found.causes),
+        "remedies": list(found.remedies),
+        "source": found.reference,
+    }
 
 
 def _kind_of(thing: Any) -> str:
@@ -218,6 +253,12 @@ def _print(facts: dict[str, Any]) -> None:
         out.print("\n" + reflow(facts["description"], width))
     if facts.get("equation"):
         out.print("\nequation\n" + "\n".join(f"  {escaped(line)}" for line in facts["equation"].splitlines()))
+    if facts.get("severity"):
+        out.print(f"as a rule: {facts['severity']}")
+    for heading, lines in (("usual causes", facts.get("causes")), ("what usually helps", facts.get("remedies"))):
+        if lines:
+            listed = "\n".join(f"- {line}" for line in lines)
+            out.print(f"\n{heading}\n" + textwrap.indent(reflow(listed, width - 2), "  "))
     if facts.get("source"):
         out.print(
             "\nsource\n" + textwrap.fill(printable(facts["source"]), width, initial_indent="  ", subsequent_indent="  ")
@@ -239,6 +280,11 @@ def _print(facts: dict[str, Any]) -> None:
             [("baseline", "name"), ("metric", "name"), ("value", "number"), ("predictor", "text")],
             [[name, b["metric"], f"{b['value']:.6g}", b["how"]] for name, b in facts["baselines"].items()],
         )
+    for signal in facts.get("signals", ()):
+        name = f"{signal['name']}/{signal['of'].upper()}" if signal["of"] else signal["name"]
+        unit = f" in {signal['unit']}" if signal["unit"] else ""
+        out.print(printable(f"\nsignal {name} [{', '.join(signal['axes'])}]{unit}"))
+        out.print(textwrap.indent(reflow(f"{signal['meaning']}; cost: {signal['cost']}", width - 2), "  "))
     if facts.get("note"):
         out.print(printable(facts["note"]))
     if facts["kind"] == "suite":

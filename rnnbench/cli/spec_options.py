@@ -181,7 +181,7 @@ def parse_setting(text: str) -> tuple[str, list[Any]]:
         check_key("--set", key)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    return key, [parse_value(piece, f"--set {key}") for piece in _split(value, f"--set {key}")]
+    return key, [parse_value(piece, f"--set {key}") for piece in split_commas(value, f"--set {key}")]
 
 
 def parse_value(text: str, place: str, depth: int = 0) -> Any:
@@ -205,7 +205,7 @@ def parse_value(text: str, place: str, depth: int = 0) -> Any:
         return float(text)
     if text[0] == "[" and text[-1] == "]":
         inner = text[1:-1].strip()
-        return [parse_value(piece, place, depth + 1) for piece in _split(inner, place)] if inner else []
+        return [parse_value(piece, place, depth + 1) for piece in split_commas(inner, place)] if inner else []
     if text[0] in "[{" or text[0] in _QUOTES:
         raise BadInput(f"{place}: {quoted(text)} is not a value; check its brackets and quotation marks")
     return text
@@ -219,7 +219,7 @@ def _toml(text: str) -> Any:
     return table["value"] if len(table) == 1 else None
 
 
-def _split(text: str, place: str) -> list[str]:
+def split_commas(text: str, place: str) -> list[str]:
     """Cut `text` at the commas that stand outside brackets and quotation marks."""
     pieces, start, depth, quote = [], 0, 0, ""
     for at, char in enumerate(text):

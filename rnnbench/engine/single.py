@@ -9,6 +9,7 @@ from typing import Any
 
 from rnnbench import registry
 from rnnbench.backends.base import Backend, Program, Trainer, TrainState
+from rnnbench.engine.probing import Probing
 from rnnbench.errors import BadInput, CorruptData, OutOfResources, RnnbenchError, is_out_of_memory
 from rnnbench.experiment import Experiment
 from rnnbench.record import Environment, Resolved, RunRecord, Status, Summary, Timings, now
@@ -61,7 +62,7 @@ def run_one(
         try:
             run = _Run(experiment, settings, checkpoint)
             writer = folder.writer(resume=checkpoint)
-            hooks = Hooks(interrupted, report, settings.checkpoint_seconds, settings.checkpoint_steps)
+            hooks = Hooks(interrupted, report, run.probing(), settings.checkpoint_seconds, settings.checkpoint_steps)
             status = train(experiment, run.trainer, run.source, writer, run.progress, hooks)
             return writer.finish(run.record(status))
         except RnnbenchError:
@@ -87,7 +88,12 @@ class _Run:
         self.source = experiment.source()
         self.model = self._model()
         program = Program(
-            experiment.task, self.model, experiment.optimizer, experiment.techniques, _watched(experiment)
+            experiment.task,
+            self.model,
+            experiment.optimizer,
+            experiment.techniques,
+            _watched(experiment),
+            any(probe.in_training for probe in experiment.probes),
         )
         self.trainer: Trainer = self.backend.trainer(program, spec.device, spec.precision, spec.path)
         self.environment = Environment.capture(self.threads, self.backend.facts(spec.device, spec.precision))
@@ -110,6 +116,11 @@ class _Run:
             "resumed": self.resumed,
             "resumed_inexact": self.resumed_inexact,
         }
+
+    def probing(self) -> Probing | None:
+        """Return what looks at the model under way, where the spec asks for that."""
+        probes = [probe for probe in self.experiment.probes if not probe.in_training]
+        return Probing(self.experiment, probes, source=self.source, model=self.model) if probes else None
 
     def record(self, status: Status, error: str | None = None) -> RunRecord:
         """Return the record of the run as it stands."""
@@ -143,9 +154,13 @@ class _Run:
             steps_to_solve=progress.steps_to_solve,
             timings=Timings(
                 compile_s=progress.compile_seconds,
-                train_s=max(0.0, progress.seconds - progress.compile_seconds - progress.eval_seconds),
+                train_s=max(
+                    0.0,
+                    progress.seconds - progress.compile_seconds - progress.eval_seconds - progress.probe_seconds,
+                ),
                 eval_s=progress.eval_seconds,
                 data_s=progress.data_seconds,
+                probe_s=progress.probe_seconds,
                 total_s=progress.seconds,
             ),
             summary=Summary(

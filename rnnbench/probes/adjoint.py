@@ -38,6 +38,7 @@ class Adjoint(Probe):
     source: ClassVar[str] = "Werbos, Backpropagation through time, Proceedings of the IEEE 1990"
     equation: ClassVar[str] = "lambda_t = (ds_{t+1}/ds_t)^T lambda_{t+1} + (direct dL/ds_t)"
     signals: ClassVar[tuple[SignalKind, ...]] = ADJOINT
+    needs_cell: ClassVar[bool] = False
 
     sequences: Annotated[int, Field(ge=1, le=4096, description="sequences to probe with")] = 16
     loss_step: Annotated[int, Field(ge=0)] | None = Field(
@@ -57,7 +58,7 @@ class Adjoint(Probe):
             yield from self._inputs_only(look)
             return
         batch = look.batch.take(slice(0, self.sequences))
-        ends = self._ends(look.program, batch)
+        ends = loss_ends(look.program, batch, self.loss_step)
         length = network.length
         common = bool((ends == ends[0]).all())
         align = partial(_aligned, ends=ends, length=length) if not common else _as_it_is
@@ -113,36 +114,43 @@ class Adjoint(Probe):
                     yield recorded("adjoint.logit_log_norm", align(values - reference, of), look.step, of)
         yield recorded("adjoint.logit_input_log_norm", align(frobenius["input"], ""), look.step)
 
-    def _ends(self, program: Program, batch: Batch) -> NDArray:
-        """Return for each sequence the step whose loss is followed back [batch].
-
-        Raises:
-            BadInput: when the step asked for lies outside a sequence, or no loss is taken there.
-        """
-        length = batch.inputs.shape[0]
-        if program.task.readout == "last":
-            if self.loss_step is not None:
-                raise BadInput(f"probe adjoint.loss_step: task {program.task.name} has its loss at the end only")
-            return batch.lengths - 1
-        counted = batch.mask > 0  # [time batch]
-        if self.loss_step is None:
-            return np.asarray(length - 1 - np.argmax(counted[::-1], axis=0), dtype=np.int64)
-        if self.loss_step >= length or not counted[self.loss_step].all():
-            raise BadInput(
-                f"probe adjoint.loss_step: at step {self.loss_step} of task {program.task.name} (T = {length}) no loss "
-                "is taken of every sequence"
-            )
-        return np.full(batch.size, self.loss_step, dtype=np.int64)
-
     def _inputs_only(self, look: Look) -> Iterator[Signal]:
         """Of a user's whole model only its inputs are known: how the loss depends on them."""
         batch = look.batch.take(slice(0, self.sequences))
-        ends = self._ends(look.program, batch)
+        ends = loss_ends(look.program, batch, self.loss_step)
         align = _as_it_is if (ends == ends[0]).all() else partial(_aligned, ends=ends, length=batch.inputs.shape[0])
         found = look.lab.compute(("inputs", look.key), partial(_input_gradient, look.program), look.arrays(batch))
         at = batch.inputs.shape[0] - 1 if align is not _as_it_is else int(ends[0])
         yield recorded("adjoint.loss_step", np.asarray(at), look.step)
         yield recorded("adjoint.input_log_norm", align(found["inputs"], ""), look.step)
+
+
+def loss_ends(program: Program, batch: Batch, loss_step: int | None = None, place: str = "adjoint") -> NDArray:
+    """Return for each sequence the step whose loss is followed back [batch]: by default the last one that counts.
+
+    Args:
+        program: the task gives the place of its losses.
+        batch: the sequences.
+        loss_step: the one step asked for, in every sequence.
+        place: the probe that asks, for messages.
+
+    Raises:
+        BadInput: when the step asked for lies outside a sequence, or no loss is taken there.
+    """
+    length = batch.inputs.shape[0]
+    if program.task.readout == "last":
+        if loss_step is not None:
+            raise BadInput(f"probe {place}.loss_step: task {program.task.name} has its loss at the end only")
+        return batch.lengths - 1
+    counted = batch.mask > 0  # [time batch]
+    if loss_step is None:
+        return np.asarray(length - 1 - np.argmax(counted[::-1], axis=0), dtype=np.int64)
+    if loss_step >= length or not counted[loss_step].all():
+        raise BadInput(
+            f"probe {place}.loss_step: at step {loss_step} of task {program.task.name} (T = {length}) no loss is taken "
+            "of every sequence"
+        )
+    return np.full(batch.size, loss_step, dtype=np.int64)
 
 
 class _Align(Protocol):

@@ -88,6 +88,19 @@ ADJOINT = (
     ),
 )
 
+POINTS = (
+    SignalKind("points.at", ("point",), "steps", "the steps t of points.log_norm", "none"),
+    SignalKind(
+        "points.log_norm",
+        ("point", "batch"),
+        "ln",
+        "adjoint.log_norm at some steps only, by plain backpropagation in the run's own precision and on its own path, "
+        "through fused layers too, which are run in pieces",
+        "little more than one training step",
+        of="state",
+    ),
+)
+
 PROPAGATOR = (
     SignalKind("propagator.lags", ("lag",), "steps", "the lags of the other propagator signals", "none"),
     SignalKind("propagator.origins", ("origin",), "steps", "the steps t that the propagators start from", "none"),
@@ -286,5 +299,5 @@ USE = (
     SignalKind("use.base_loss", (), "loss", "the loss with nothing exchanged", "one forward pass"),
 )
 
-KINDS = {kind.name: kind for kind in (*ADJOINT, *PROPAGATOR, *SPECTRUM, *LAGS, *ACTIVITY, *UPDATES, *NOISE, *USE)}
+KINDS = {kind.name: kind for kind in (*ADJOINT, *POINTS, *PROPAGATOR, *SPECTRUM, *LAGS, *ACTIVITY, *UPDATES, *NOISE, *USE)}
 """Every kind by name."""

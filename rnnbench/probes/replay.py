@@ -323,7 +323,9 @@ def log_norm(xp: Ops, values: Array, log_scale: Array) -> Array:
 
 
 def _at_scale_one(xp: Ops, values: Array) -> Scaled:
-    return Scaled(values, xp.zeros(values.shape[:-1]))
+    """Keep vectors as they are; one that is zero must not hold up the scale of what comes down from later steps."""
+    zeros = xp.zeros(values.shape[:-1])
+    return Scaled(values, xp.where(xp.norm(values, axis=-1) > 0, zeros, zeros + NOTHING))
 
 
 def _sum(xp: Ops, first: Scaled, second: Scaled) -> Scaled:

@@ -112,7 +112,8 @@ class Adding(GeneratedTask):
 
     @property
     def lag(self) -> int:
-        return self.length - 1
+        # 1997's first step counts as zero whether it is marked or not, so the second is the first that matters
+        return self.length - (2 if self.markers == "hs1997" else 1)
 
     @property
     def bounds(self) -> tuple[float, float]:

@@ -334,6 +334,12 @@ class StoredSource(_Indexed):
             return np.arange(size)
         return np.sort(stream(self.data_seed, f"evaluated/{split}").permutation(size)[: self.eval_n])
 
+    def training_rows(self) -> NDArray:
+        """Return the rows of the training part that batches are drawn from, in ascending order."""
+        if self.train_size < self.task.sizes()["train"]:
+            return np.sort(self._subset)
+        return np.arange(self.train_size)
+
     @cached_property
     def _subset(self) -> NDArray:
         return stream(self.data_seed, "subset", 0).permutation(self.task.sizes()["train"])[: self.train_size]

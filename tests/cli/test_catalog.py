@@ -13,6 +13,7 @@ from click.testing import Result
 
 from rnnbench import registry
 from rnnbench.cli.show import reflow, type_text
+from rnnbench.findings import CODES
 
 Invoke = Callable[..., Result]
 Shell = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -85,6 +86,31 @@ def test_show_of_a_suite_counts_its_runs(invoke: Invoke) -> None:
     assert sum(arm["runs"] for arm in facts["arms"]) == facts["runs"] > 0
 
 
+@pytest.mark.parametrize("name", sorted(registry.BUILT_IN["probes"]))
+def test_show_of_a_probe_has_its_signals(name: str, invoke: Invoke) -> None:
+    facts = strict(invoke("show", f"probes/{name}", "--json").stdout)
+    text = " ".join(invoke("show", f"probes/{name}").stdout.split())
+    assert [signal["name"] for signal in facts["signals"]] == [
+        kind.name for kind in registry.load("probes", name).signals
+    ]
+    for signal in facts["signals"]:
+        assert f"signal {signal['name']}" in text
+        assert signal["meaning"] in text
+    assert all(parameter["description"] for parameter in facts["parameters"])
+
+
+@pytest.mark.parametrize("code", sorted(CODES))
+def test_show_of_a_finding_has_causes_and_remedies(code: str, invoke: Invoke) -> None:
+    result = invoke("show", code)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == invoke("show", f"finding/{code}").stdout == invoke("show", f"findings/{code}").stdout
+    text = " ".join(result.stdout.split())
+    for part in (CODES[code].title, CODES[code].reference, *CODES[code].causes, *CODES[code].remedies):
+        assert part in text
+    facts = strict(invoke("show", code, "--json").stdout)
+    assert (facts["kind"], facts["name"], facts["severity"]) == ("finding", code, CODES[code].severity)
+
+
 def test_show_of_ones_own(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_suite.toml").write_text('title = "Mine"\nbase.task = "copy"\nbase.cell = "rnn"\nseeds = 2')
     assert "2 runs" in invoke("show", "own_suite.toml").stdout
@@ -100,11 +126,14 @@ def test_show_of_ones_own(invoke: Invoke, tmp_path: Path, monkeypatch: pytest.Mo
     ("args", "parts"),
     [
         (["list"], ["list: say what", "tasks", "devices"]),
-        (["list", "taks"], ["'taks'", "did you mean tasks?"]),
+        (["list", "taks"], ["'taks'", "did you mean tasks or tables?"]),
         (["list", "a\nb\0"], ["'a\\nb\\x00'"]),
         (["show"], ["show: say what"]),
         (["show", "lstn"], ["did you mean lstm?"]),
         (["show", "cells/lstn"], ["did you mean lstm?"]),
+        (["show", "gradient-vanishin"], ["did you mean gradient-vanishing"]),
+        (["show", "findings/gradient-vanishin"], ["did you mean gradient-vanishing"]),
+        (["show", "reach"], ["more than one thing", "analyzers/reach", "pictures/reach"]),
         (["show", "cels/lstm"], ["did you mean cells?"]),
         (["show", "../../etc/passwd"], ["'..'"]),
         (["show", "x.toml"], ["x.toml: there is no such file"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -28,6 +29,8 @@ class JaxLab:
         self.xp = JaxOps(precision)
         self.device = device
         self.precision = precision
+        self.kernel = None
+        self.compile_seconds = 0.0
         self._on = pick_device(device)
 
     def compute(
@@ -39,7 +42,9 @@ class JaxLab:
             full = (key, self.device, self.precision, shapes)
             compiled = _COMPILED.pop(full, None)
             if compiled is None:
+                began = time.perf_counter()
                 compiled = jax.jit(lambda given: function(self.xp, given)).lower(sent).compile()
+                self.compile_seconds += time.perf_counter() - began
             _COMPILED[full] = compiled
             while len(_COMPILED) > KEPT_FUNCTIONS:
                 del _COMPILED[next(iter(_COMPILED))]

@@ -163,8 +163,8 @@ class JaxOps:
                 name: cotangents[name] if name in cotangents else jnp.zeros((*count, *value.shape), value.dtype)
                 for name, value in values.items()
             }
-            # one after another: under vmap, XLA of jaxlib 0.10.2 on CPUs fuses the pullback of a split into wrong numbers
-            # at some widths (an LSTM of 5 units, 4 sequences: 65 % off)
+            # one after another: under vmap, jaxlib 0.10.2 on CPUs fuses the pullback of a split into wrong numbers at
+            # some widths (an LSTM of 5 units, 4 sequences: 65 % off)
             (found,) = lax.map(back, full) if many else back(full)
             derived: Arrays = found
             return derived

@@ -183,7 +183,7 @@ class JaxTrainer:
 
     def _train_loop(self, carry: Any, batches: Arrays, rates: Array, steps: Array) -> tuple[Any, Arrays]:
         """Take `steps` training steps; logs have room for as many as there are batches."""
-        names = ("loss", "grad_norm", *self.program.train_metrics)
+        names = ("loss", "grad_norm", *self.program.train_metrics, *self.program.acting())
         logs = {name: jnp.full(rates.shape, jnp.nan, self.ops.dtype) for name in names}
 
         def turn(i: Array, both: tuple[Any, Arrays]) -> tuple[Any, Arrays]:
@@ -206,10 +206,20 @@ class JaxTrainer:
         numbers = {"loss": loss, "grad_norm": global_norm(self.ops, gradients)}
         sums = self.program.scores(self.ops, outputs, batch, self.program.train_metrics)
         numbers |= {name: total / weight for name, (total, weight) in sums.items()}
-        return self._update(params, packed, buffers, gradients, rate), numbers
+        acted: Arrays | None = {} if self.program.history else None
+        carry = self._update(params, packed, buffers, gradients, rate, acted)
+        return carry, numbers | (acted or {})
 
-    def _update(self, params: Arrays, packed: Any, buffers: Arrays, gradients: Arrays, rate: Array) -> Any:
-        gradients = self.program.gradients(self.ops, gradients, params)
+    def _update(
+        self,
+        params: Arrays,
+        packed: Any,
+        buffers: Arrays,
+        gradients: Arrays,
+        rate: Array,
+        acted: Arrays | None = None,
+    ) -> Any:
+        gradients = self.program.gradients(self.ops, gradients, params, acted)
         directions, packed = self._optimizer.update(gradients, packed, params)
         params = {name: param - rate * directions[name] for name, param in params.items()}
         return params, packed, jax.tree.map(lax.stop_gradient, buffers)

@@ -18,19 +18,20 @@ from rnnbench.cells.network import Network
 from rnnbench.spec import Precision
 from rnnbench.tasks.base import Batch
 from rnnbench.techniques.base import global_norm
+from rnnbench.xp import Arrays
 
 
 class TorchLog:
     """Per-step scalars, left on the device until asked for."""
 
-    def __init__(self, losses: list[Array], norm: Array, metrics: dict[str, list[Array]]) -> None:
+    def __init__(self, losses: list[Array], norms: list[Array], metrics: dict[str, list[Array]]) -> None:
         self._losses = losses
-        self._norm = norm
+        self._norms = norms
         self._metrics = metrics
 
     def fetch(self) -> dict[str, NDArray]:
         norms = np.full(len(self._losses), np.nan)
-        norms[-1] = float(self._norm)
+        norms[-len(self._norms) :] = _to_float64(self._norms)
         numbers = {name: _to_float64(values) for name, values in self._metrics.items()}
         return {"loss": _to_float64(self._losses), "grad_norm": norms, **numbers}
 
@@ -86,8 +87,8 @@ class TorchTrainer:
         set_product_mode(self.precision)
         params, program = list(self._params.values()), self.program
         losses: list[Array] = []
-        metrics: dict[str, list[Array]] = {name: [] for name in program.train_metrics}
-        norm = torch.zeros(())
+        metrics: dict[str, list[Array]] = {name: [] for name in (*program.train_metrics, *program.acting())}
+        norms: list[Array] = []
         for number, (batch, rate) in enumerate(zip(batches, rates, strict=True), start=1):
             sent = self._send(batch)
             if isinstance(program.network, TorchModel):
@@ -96,12 +97,15 @@ class TorchTrainer:
             found = torch.autograd.grad(loss, params, allow_unused=True, materialize_grads=True)
             with torch.no_grad():
                 gradients = dict(zip(self._params, found, strict=True))
-                if number == len(batches):
-                    norm = global_norm(self.ops, gradients)
-                gradients = program.gradients(self.ops, gradients, self._params)
+                if program.history or number == len(batches):
+                    norms.append(global_norm(self.ops, gradients))
+                acted: Arrays | None = {} if program.history else None
+                gradients = program.gradients(self.ops, gradients, self._params, acted)
+                for name, value in (acted or {}).items():
+                    metrics[name].append(value)
                 for name, param in self._params.items():
                     param.grad = gradients[name]
-                if metrics:
+                if program.train_metrics:
                     sums = program.scores(self.ops, forward.outputs, sent, program.train_metrics)
                     for name, (total, weight) in sums.items():
                         metrics[name].append(total / weight)
@@ -111,7 +115,7 @@ class TorchTrainer:
             self._buffers = {name: value.detach() for name, value in forward.buffers.items()}
             losses.append(loss.detach())
         self._step += len(batches)
-        return TorchLog(losses, norm, metrics)
+        return TorchLog(losses, norms, metrics)
 
     @torch.no_grad()
     def evaluate(self, pieces: Sequence[Batch]) -> dict[str, float]:

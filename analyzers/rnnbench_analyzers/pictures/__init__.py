@@ -1,0 +1,1 @@
+"""Pictures drawn from evidence, one a file."""
