@@ -567,15 +567,17 @@ class _Curves:
         step -= self.smooth @ (self.smooth.T @ step)
         return np.asarray(step / np.maximum(np.linalg.norm(step, axis=0), NEGLIGIBLE))
 
-    def autocorrelation(self, rows: NDArray) -> NDArray:
+    def autocorrelation(self, rows: NDArray, floor: float) -> NDArray:
         """Return the noise's autocorrelation for each column of increments [step column].
 
-        One step at the best place is taken out beside the smooth curve: a knee would pass for slow noise else.
+        One step at the best place is taken out beside the smooth curve: a knee would pass for slow noise else. What is
+        left below `floor` is rounding, and counts as none.
         """
         left = rows - self.smooth @ (self.smooth.T @ rows)
         step = self._step(_differences(rows, LEAST_REGIME)[1])
         left = left - step * (step * left).sum(axis=0)
-        return np.asarray(np.interp(_lag_one(left), self._expected, GRID))
+        noisy = (left**2).mean(axis=0) > floor**2
+        return np.asarray(np.where(noisy, np.interp(_lag_one(left), self._expected, GRID), 0.0))
 
     def p_values(self, rows: NDArray, phi: NDArray, floor: float) -> tuple[NDArray, NDArray]:
         """Return the smaller p of the two tests of the exponential, and of the power law, for each column."""
@@ -618,7 +620,7 @@ def _fit(increments: NDArray, start: int, rounding: float, level: float, seed: i
     n = increments.shape[1]
     curves = _Curves(n, start)
     mean = increments.mean(axis=0)
-    phi = curves.autocorrelation(mean[:, None])
+    phi = curves.autocorrelation(mean[:, None], rounding)
     cautious = _cautious(phi, n)
     found = curves.p_values(mean[:, None], cautious, rounding)
     p_values = [min(1.0, 2 * float(p[0])) for p in found]
@@ -626,7 +628,7 @@ def _fit(increments: NDArray, start: int, rounding: float, level: float, seed: i
         noise = stream(seed, "stats/lack-of-fit").standard_normal((n, SIMULATED))
         noise[0] /= math.sqrt(1 - cautious[0] ** 2)
         noise = _autoregression(noise, float(cautious[0]))
-        simulated = curves.p_values(noise, _cautious(curves.autocorrelation(noise), n), 0.0)
+        simulated = curves.p_values(noise, _cautious(curves.autocorrelation(noise, 0.0), n), 0.0)
         p_values = [
             float(1 + (reference <= p[0]).sum()) / (1 + SIMULATED)
             for p, reference in zip(found, simulated, strict=True)

@@ -224,12 +224,11 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Fakes:
             )
         ]
 
-    things, probing = ModuleType("fake_things"), ModuleType("rnnbench.engine.probing")
+    things = ModuleType("fake_things")
     things.Level, things.judge = Level, judge  # type: ignore[attr-defined]  # made here
-    probing.probe_run, probing.DEFAULT = probe_run, (Ref(name="level"),)  # type: ignore[attr-defined]  # likewise
     monkeypatch.setitem(sys.modules, "fake_things", things)
-    monkeypatch.setitem(sys.modules, "rnnbench.engine.probing", probing)
-    monkeypatch.setattr("rnnbench.engine.probing", probing, raising=False)
+    monkeypatch.setattr("rnnbench.engine.probing.probe_run", probe_run)
+    monkeypatch.setattr("rnnbench.engine.probing.DEFAULT", (Ref(name="level"),))
     monkeypatch.setitem(registry.BUILT_IN["probes"], "level", "fake_things:Level")
     monkeypatch.setitem(registry.BUILT_IN, "analyzers", state.analyzers)
     return state

@@ -15,7 +15,7 @@ from rnnbench.cli.common import console, data_dir_option, emit_json, escaped, js
 from rnnbench.cli.exits import Terminated
 from rnnbench.cli.progress import LINE_SECONDS
 from rnnbench.cli.results import filter_options, filtered
-from rnnbench.cli.spec_options import parse_value, split_commas
+from rnnbench.cli.spec_options import parse_probe
 from rnnbench.errors import BadInput, quoted
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from rnnbench.analysis import Analysis, Arm, Watcher
     from rnnbench.findings import Finding
-    from rnnbench.spec import Ref
 
 SIGNS = {"problem": "[!!] problem", "warning": "[!]  warning", "info": "[i]  info", "ok": "[+]  ok"}
 COLOURS = {"problem": "bold red", "warning": "yellow", "info": "cyan", "ok": "green"}
@@ -133,29 +132,6 @@ def analyze(
         bad = [finding for finding in found.findings if finding.severity.rank >= Severity(fail_on).rank]
         if bad:
             raise RunFailed(f"{_count(len(bad), 'finding')} at {fail_on} or worse")
-
-
-def parse_probe(text: str) -> Ref:
-    """Read ``NAME`` or ``NAME:KEY=VALUE,…``; a name may itself be a user's ``module:Class``.
-
-    Raises:
-        BadInput: when it is not of that form.
-    """
-    from rnnbench.spec import Ref
-
-    before, equals, _ = text.partition("=")
-    name = before.rpartition(":")[0] if equals else text
-    if not name.strip():
-        raise BadInput(f"--probe: {quoted(text)} is not NAME or NAME:KEY=VALUE, e.g. spectrum:count=8")
-    params: dict[str, Any] = {}
-    for piece in split_commas(text[len(name) + 1 :], f"--probe {name}") if equals else []:
-        key, sign, value = piece.partition("=")
-        if not sign or not key.strip():
-            raise BadInput(f"--probe {printable(name)}: {quoted(piece)} is not KEY=VALUE")
-        if key.strip() in params:
-            raise BadInput(f"--probe {printable(name)}: {quoted(key.strip())} is given twice")
-        params[key.strip()] = parse_value(value, f"--probe {printable(name)} {quoted(key.strip())}")
-    return Ref.parse({"name": name, "params": params}, "--probe")
 
 
 def _plots_folder(name: str) -> Path:

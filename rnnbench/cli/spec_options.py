@@ -17,6 +17,7 @@ import rich_click as click
 from rnnbench.errors import BadInput, quoted
 
 if TYPE_CHECKING:
+    from rnnbench.spec import Ref
     from rnnbench.suite import Arm, SuiteSpec
 
 ADHOC = "adhoc"
@@ -44,6 +45,7 @@ class Choice:
     steps: int | None = None
     seeds: int | None = None
     seed: str | None = None
+    probes: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
 
     def suite(self, backends: Sequence[str] = ("torch",)) -> SuiteSpec:
@@ -103,6 +105,8 @@ class Choice:
             if any("," in name for name in self.techniques):
                 raise BadInput("--technique: one name each; repeat the option for techniques that act together")
             given["techniques"] = [list(self.techniques)]
+        if self.probes:
+            given["record.probes"] = [[parse_probe(text).model_dump(mode="json") for text in self.probes]]
         for text in self.settings:
             key, values = parse_setting(text)
             if key in given:
@@ -138,6 +142,13 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("--cell", metavar="NAME[,NAME…]", help="A cell, or several."),
     click.option("--model", metavar="MODULE:BUILD", help="Your whole model in place of a cell; an unmatched arm."),
     click.option("--technique", "techniques", metavar="NAME", multiple=True, help="A technique; repeat for several."),
+    click.option(
+        "--probe",
+        "probes",
+        metavar="NAME[:KEY=VALUE,…]",
+        multiple=True,
+        help="Look at the model during training: at the start, at times, at the end; repeat for several.",
+    ),
     click.option("--optimizer", metavar="NAME", help="An optimizer (adam unless the suite says otherwise)."),
     click.option("--backend", metavar="NAME[,NAME]", help="torch, jax, or both."),
     click.option("--device", metavar="NAME", help="cpu, cuda[:n] or tpu[:n]."),
@@ -182,6 +193,29 @@ def parse_setting(text: str) -> tuple[str, list[Any]]:
     except ValueError as error:
         raise BadInput(str(error)) from None
     return key, [parse_value(piece, f"--set {key}") for piece in split_commas(value, f"--set {key}")]
+
+
+def parse_probe(text: str) -> Ref:
+    """Read ``NAME`` or ``NAME:KEY=VALUE,…``; a name may itself be a user's ``module:Class``.
+
+    Raises:
+        BadInput: when it is not of that form.
+    """
+    from rnnbench.spec import Ref
+
+    before, equals, _ = text.partition("=")
+    name = before.rpartition(":")[0] if equals else text
+    if not name.strip():
+        raise BadInput(f"--probe: {quoted(text)} is not NAME or NAME:KEY=VALUE, e.g. spectrum:exponents=8")
+    params: dict[str, Any] = {}
+    for piece in split_commas(text[len(name) + 1 :], f"--probe {name}") if equals else []:
+        key, sign, value = piece.partition("=")
+        if not sign or not key.strip():
+            raise BadInput(f"--probe {quoted(name)}: {quoted(piece)} is not KEY=VALUE")
+        if key.strip() in params:
+            raise BadInput(f"--probe {quoted(name)}: {quoted(key.strip())} is given twice")
+        params[key.strip()] = parse_value(value, f"--probe {quoted(name)} {quoted(key.strip())}")
+    return Ref.parse({"name": name, "params": params}, "--probe")
 
 
 def parse_value(text: str, place: str, depth: int = 0) -> Any:

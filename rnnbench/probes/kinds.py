@@ -299,5 +299,7 @@ USE = (
     SignalKind("use.base_loss", (), "loss", "the loss with nothing exchanged", "one forward pass"),
 )
 
-KINDS = {kind.name: kind for kind in (*ADJOINT, *POINTS, *PROPAGATOR, *SPECTRUM, *LAGS, *ACTIVITY, *UPDATES, *NOISE, *USE)}
+KINDS = {
+    kind.name: kind for kind in (*ADJOINT, *POINTS, *PROPAGATOR, *SPECTRUM, *LAGS, *ACTIVITY, *UPDATES, *NOISE, *USE)
+}
 """Every kind by name."""

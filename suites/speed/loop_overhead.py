@@ -37,6 +37,9 @@ class Nowhere:
     def metrics(self, rows: list[dict[str, Any]]) -> None:
         """Drop them."""
 
+    def signal(self, name: str, axes: Any, unit: str, array: Any, step: int) -> None:
+        """Drop it."""
+
     def checkpoint(self, arrays: Mapping[str, Any], position: Mapping[str, Any]) -> None:
         """Drop it."""
 

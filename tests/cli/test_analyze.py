@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from rnnbench.cli.analyze import evidence_line, horizon_line, parse_probe
+from rnnbench.cli.analyze import evidence_line, horizon_line
 from rnnbench.cli.exits import Terminated
+from rnnbench.cli.spec_options import parse_probe
 from rnnbench.errors import BadInput
 from rnnbench.findings import CODES, Finding, Severity, finding
 from rnnbench.record import Status

@@ -1,0 +1,233 @@
+"""From which distances in time a parameter's gradient comes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from rnnbench.arrays import Array, NDArray
+from rnnbench.backends.base import Program
+from rnnbench.cells.network import Network, Scope
+from rnnbench.objectives import loss_terms
+from rnnbench.probes.base import Look, Probe, recorded
+from rnnbench.probes.kinds import LAGS
+from rnnbench.probes.replay import NOTHING, SEGMENT, Gradients, forward_and_replay
+from rnnbench.signals import Signal, SignalKind
+from rnnbench.tasks.base import Batch
+from rnnbench.xp import Arrays, Differentiable, Ops
+
+MOST = 2**26
+"""Numbers in the parts that one replay keeps (512 MiB); parameters that need more are followed in several replays."""
+
+Piece = tuple[str, int, int]
+"""A parameter's full name, and the range of its entries in C order."""
+
+
+class Lags(Probe):
+    """The share of a parameter's gradient, and its norm, from each distance in time between its use and the loss.
+
+    A recurrence uses its parameters once a step, and its gradient is the sum of what each use contributes. The part of
+    lag k is the sum of the contributions whose use lies k steps from the loss; its share is its inner product with the
+    whole gradient over that gradient's square, negative where the part points against the whole. Shares sum to one; of
+    a gradient that is zero they are not numbers. The readout and learned initial states have no lag and are left out.
+
+    Loss at the end: the distance is counted back from each sequence's own last step, however long it is, and for a
+    scope that reads backward from the first step, where its reading ends; that a lower layer may reach the loss
+    through the other direction of a layer above changes nothing in this count.
+
+    Loss at each step: `loss_steps` of the steps with a loss, spread evenly and the last among them, are followed back
+    side by side, and the gradient that is taken apart is that of their part of the training loss; the distance is
+    \\|loss step - step of use\\|, since with two directions a lower layer also acts on losses before it.
+
+    Memory: about four times the parts of one replay, T x (loss steps, or different lengths) x parameters, of which at
+    most 2^26 numbers are kept at once.
+    """
+
+    name: ClassVar[str] = "lags"
+    source: ClassVar[str] = (
+        "the sum over uses: Werbos, Backpropagation through time, Proceedings of the IEEE 1990; by distance: Pascanu, "
+        "Mikolov & Bengio, ICML 2013, eqs. 3-5"
+    )
+    equation: ClassVar[str] = "G = sum_t g_t;  G_k = sum over losses l of g_{l, t_l - k};  share_k = <G_k, G> / |G|^2"
+    signals: ClassVar[tuple[SignalKind, ...]] = LAGS
+
+    sequences: Annotated[int, Field(ge=1, le=4096, description="sequences to probe with")] = 16
+    loss_steps: Annotated[int, Field(ge=1, le=4096)] = Field(
+        8, description="how many of the losses at each step are followed back"
+    )
+    segment: Annotated[int, Field(ge=1, le=4096)] = Field(SEGMENT, description="steps between renormalizations")
+
+    def measure(self, look: Look) -> Iterator[Signal]:
+        batch = look.batch.take(slice(0, self.sequences))
+        ends, weights = _groups(look.program, batch, self.loss_steps)
+        arrays = look.arrays(batch) | {"weights": weights}
+        network: Network = look.program.network
+        found: dict[str, _Collected] = {}
+        for pieces in _replays(network, max(1, MOST // (network.length * len(ends)))):
+            values = look.lab.compute(
+                ("lags", look.key, self.segment, ends, pieces),
+                partial(_by_lag, look.program, self.segment, ends, pieces),
+                arrays,
+            )
+            for number, (name, _, _) in enumerate(pieces):
+                found.setdefault(name, _Collected()).add(values, number)
+        for name, collected in found.items():
+            yield recorded("lags.share", collected.shares(), look.step, name)
+            yield recorded("lags.log_norm", collected.log_norms(), look.step, name)
+
+
+@dataclass
+class _Collected:
+    """What one parameter's pieces came to: log-norms and products [lag], the latter in units exp(2 unit)."""
+
+    log_norm: list[NDArray] = field(default_factory=list)
+    products: list[NDArray] = field(default_factory=list)
+    square: list[float] = field(default_factory=list)
+    unit: list[float] = field(default_factory=list)
+
+    def add(self, values: Mapping[str, NDArray], number: int) -> None:
+        """Take piece `number` of what `_by_lag` returned."""
+        self.log_norm.append(values[f"{number}/log_norm"])
+        self.products.append(values[f"{number}/products"])
+        self.square.append(float(values[f"{number}/square"]))
+        self.unit.append(float(values[f"{number}/unit"]))
+
+    def log_norms(self) -> NDArray:
+        """Return ln of the norm of each lag's part [lag]."""
+        found: NDArray = 0.5 * np.logaddexp.reduce([2.0 * values for values in self.log_norm], axis=0)
+        return found
+
+    def shares(self) -> NDArray:
+        """Return each lag's signed share [lag]."""
+        weights = [math.exp(2.0 * (unit - max(self.unit))) for unit in self.unit]
+        products = np.sum([w * values for w, values in zip(weights, self.products, strict=True)], axis=0)
+        square = sum(w * value for w, value in zip(weights, self.square, strict=True))
+        return products / square if square > 0 else np.full_like(products, np.nan)
+
+
+def _groups(program: Program, batch: Batch, loss_steps: int) -> tuple[tuple[int, ...], NDArray]:
+    """Return the steps of the losses that are followed apart, ascending, and their weights [group (time) batch]."""
+    share = batch.mask / batch.mask.sum()
+    if program.task.readout == "last":
+        last = batch.lengths - 1
+        ends = tuple(int(end) for end in np.unique(last))
+        return ends, np.stack([np.where(last == end, share, 0.0) for end in ends])
+    counted = np.flatnonzero((batch.mask > 0).any(axis=1))
+    count = min(loss_steps, len(counted))
+    ends = tuple(int(counted[(number + 1) * len(counted) // count - 1]) for number in range(count))
+    weights = np.zeros((count, *batch.mask.shape))
+    for number, end in enumerate(ends):
+        weights[number, end] = share[end]
+    return ends, weights
+
+
+def _replays(network: Network, most: int) -> Iterator[tuple[Piece, ...]]:
+    """Yield what parameters, or pieces of them, each replay keeps the parts of: at most `most` entries."""
+    pieces: list[Piece] = []
+    room = most
+    for scope in network.scopes():
+        for name, param in network.cell.parameters(scope.n_in).items():
+            size, start = math.prod(param.shape), 0
+            while start < size:
+                stop = min(size, start + room)
+                pieces.append((f"{scope.name}.{name}", start, stop))
+                room -= stop - start
+                start = stop
+                if room == 0:
+                    yield tuple(pieces)
+                    pieces, room = [], most
+    if pieces:
+        yield tuple(pieces)
+
+
+def _by_lag(
+    program: Program,
+    segment: int,
+    ends: tuple[int, ...],
+    pieces: tuple[Piece, ...],
+    xp: Differentiable,
+    arrays: Arrays,
+) -> Arrays:
+    """Return by ``<number of the piece>/``: log_norm, products [lag] and square in units exp(2 unit), and unit."""
+    replay, batch = forward_and_replay(xp, program, arrays, segment, by_step=True)
+
+    def terms(values: Arrays) -> Arrays:
+        outputs = replay.network.read(xp, replay.params, values["top"])
+        return {"terms": loss_terms(xp, program.task.loss, outputs, batch["targets"])}
+
+    _, pullback = xp.vjp(terms, {"top": replay.top()})
+    cotangents = pullback({"terms": arrays["weights"]}, many=True)["top"]
+
+    def emit(xp: Ops, scope: Scope, gradients: Gradients) -> Arrays:
+        kept: Arrays = {}
+        for number, (full, start, stop) in enumerate(pieces):
+            name = full.removeprefix(f"{scope.name}.")
+            if name == full:
+                continue
+            part = gradients.params[name]
+            steps, many = int(part.shape[0]), int(part.shape[1])
+            kept[f"part.{number}"] = xp.reshape(part, (steps, many, -1))[..., start:stop]
+            kept["scale"] = xp.broadcast_to(gradients.log_scale[None, :, 0], (steps, many))
+        return kept
+
+    emitted = replay.run(cotangents, emit).emitted
+    found: Arrays = {}
+    for scope in replay.network.scopes():
+        read_at = tuple(0 for _ in ends) if scope.reverse and replay.network.read_last else ends
+        here = emitted[scope.name]
+        for number in range(len(pieces)):
+            if f"part.{number}" in here:
+                summed = _summed(xp, here[f"part.{number}"], here["scale"], read_at)
+                found |= {f"{number}/{name}": value for name, value in summed.items()}
+    return found
+
+
+def _summed(xp: Ops, parts: Array, scale: Array, ends: tuple[int, ...]) -> Arrays:
+    """Sum the parts of equal lag, and hold them against the whole.
+
+    Args:
+        xp: the operations.
+        parts: [time group entry], in units of exp(scale).
+        scale: [time group].
+        ends: the step from which each group's lags are counted.
+    """
+    norms = xp.norm(parts, axis=-1)
+    positive = norms > 0
+    ones = xp.ones(norms.shape)
+    sizes = xp.where(positive, xp.log(xp.where(positive, norms, ones)) + scale, xp.zeros(norms.shape) + NOTHING)
+    folded = [_fold(xp, sizes[:, group], end, NOTHING) for group, end in enumerate(ends)]
+    peak = -xp.amin(-xp.stack([side for sides in folded for side in sides]), axis=0)  # [lag]
+    divisors = xp.where(positive, norms, ones)
+    total = xp.zeros((int(parts.shape[0]), int(parts.shape[2])))
+    for group, end in enumerate(ends):
+        # brought to their own norm before they are scaled: apart, either factor could leave a float's range
+        units = parts[:, group] / divisors[:, group, None]
+        for side, size in zip(_fold(xp, units, end, 0.0), folded[group], strict=True):
+            total = total + side * xp.exp(size - peak)[:, None]
+    unit = -xp.amin(-peak, axis=0)
+    scaled = total * xp.exp(peak - unit)[:, None]
+    whole = xp.sum(scaled, axis=0)
+    return {
+        "log_norm": xp.log(xp.norm(total, axis=-1)) + peak,
+        "products": xp.sum(scaled * whole, axis=-1),
+        "square": xp.sum(whole * whole),
+        "unit": unit,
+    }
+
+
+def _fold(xp: Ops, x: Array, end: int, nothing: float) -> tuple[Array, Array]:
+    """Turn [time ...] into what lies at each distance before step `end`, it included, and after it: twice [lag ...]."""
+    length, rest = int(x.shape[0]), tuple(int(size) for size in x.shape[1:])
+
+    def padded(side: Array) -> Array:
+        missing = length - int(side.shape[0])
+        return xp.concat([side, xp.zeros((missing, *rest)) + nothing], axis=0) if missing else side
+
+    after = xp.concat([xp.zeros((1, *rest)) + nothing, x[end + 1 :]], axis=0)
+    return padded(xp.flip(x[: end + 1], 0)), padded(after)
