@@ -24,6 +24,7 @@ import click
 import pytest
 
 from rnnbench.cli import COMMANDS, root
+from rnnbench.probes.kinds import KINDS
 from rnnbench.spec import RunSpec
 
 ROOT = Path(__file__).parents[1]
@@ -198,3 +199,12 @@ def test_every_setting_is_on_its_page() -> None:
                 assert f"| {field.description} |" in page
     for name in RunSpec.model_fields:
         assert f"`{name}" in page
+
+
+def test_every_signal_is_on_its_page() -> None:
+    page = (ROOT / "docs" / "probes.md").read_text(encoding="utf-8")
+    for kind in KINDS.values():
+        rows = [line for line in page.splitlines() if line.startswith(f"| `{kind.name}`")]
+        assert len(rows) == 1, kind.name
+        for part in (", ".join(kind.axes) or "none", kind.unit or "1", kind.meaning.replace("|", "\\|"), kind.cost):
+            assert f"| {part} |" in rows[0]

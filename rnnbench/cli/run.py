@@ -28,6 +28,13 @@ FIGURE = "learning-curves.png"
 @click.command()
 @spec_options
 @click.option(
+    "--probe",
+    "probes",
+    metavar="NAME[:KEY=VALUE,…]",
+    multiple=True,
+    help="Look at the model during training: at the start, at times, at the end; repeat for several.",
+)
+@click.option(
     "--jobs",
     type=click.IntRange(min=1),
     metavar="N",

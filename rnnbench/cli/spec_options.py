@@ -128,7 +128,7 @@ def spec_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def with_choice(*args: Any, **kwargs: Any) -> Any:
-        choice = Choice(**{name: kwargs.pop(name) for name in names})
+        choice = Choice(**{name: kwargs.pop(name) for name in names if name in kwargs})
         return command(*args, choice=choice, **kwargs)
 
     for option in reversed(_OPTIONS):
@@ -142,13 +142,6 @@ _OPTIONS: tuple[Callable[[Callable[..., Any]], Callable[..., Any]], ...] = (
     click.option("--cell", metavar="NAME[,NAME…]", help="A cell, or several."),
     click.option("--model", metavar="MODULE:BUILD", help="Your whole model in place of a cell; an unmatched arm."),
     click.option("--technique", "techniques", metavar="NAME", multiple=True, help="A technique; repeat for several."),
-    click.option(
-        "--probe",
-        "probes",
-        metavar="NAME[:KEY=VALUE,…]",
-        multiple=True,
-        help="Look at the model during training: at the start, at times, at the end; repeat for several.",
-    ),
     click.option("--optimizer", metavar="NAME", help="An optimizer (adam unless the suite says otherwise)."),
     click.option("--backend", metavar="NAME[,NAME]", help="torch, jax, or both."),
     click.option("--device", metavar="NAME", help="cpu, cuda[:n] or tpu[:n]."),
