@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -168,7 +169,10 @@ class TorchOps:
             derived: Arrays = torch.func.jvp(function, (primals,), (tangents,))[1]
             return derived
 
-        found: Arrays = torch.func.vmap(along)(tangents)
+        with warnings.catch_warnings():
+            # torch scripts its own forward rules when they are first asked for, and warns of that
+            warnings.simplefilter("ignore", DeprecationWarning)
+            found: Arrays = torch.func.vmap(along)(tangents)
         return found
 
     def qr(self, x: Array) -> tuple[Array, Array]:
