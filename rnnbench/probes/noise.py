@@ -87,13 +87,18 @@ def noise_scale(gram: NDArray) -> tuple[float, float, float]:
     return scale, 1.0 / most, 1.0 / least if least > 0 else np.inf
 
 
-def _signal_to_noise(gram: NDArray) -> float:
-    """Return the estimate of |G|^2 / (tr(Sigma) / B): infinite where nothing deviates, no number where all is zero."""
+def estimates(gram: NDArray) -> tuple[float, float]:
+    """Return unbiased estimates of \\|G\\|^2 and of tr(Sigma) / B, from inner products of gradients [batch batch]."""
     count = len(gram)
     trace, total = float(np.trace(gram)), float(np.sum(gram))
-    deviation = (trace - total / count) / (count - 1)
-    square = (total - trace) / (count * (count - 1))
-    if not np.isfinite(total) or trace == 0:
+    return (total - trace) / (count * (count - 1)), (trace - total / count) / (count - 1)
+
+
+def _signal_to_noise(gram: NDArray) -> float:
+    """Return the estimate of |G|^2 / (tr(Sigma) / B): infinite where nothing deviates, no number where all is zero."""
+    square, deviation = estimates(gram)
+    trace = float(np.trace(gram))
+    if not np.isfinite(square) or trace == 0:
         return float("nan")
     if deviation <= 4 * np.finfo(float).eps * trace:  # equal but for rounding
         return float("inf")

@@ -33,12 +33,16 @@ class Points(Probe):
 
     def measure(self, look: Look) -> Iterator[Signal]:
         batch = look.batch.take(slice(0, self.sequences))
-        length = int(batch.inputs.shape[0])
-        cuts = tuple(int(t) for t in np.unique(np.linspace(0, length - 1, self.points + 1).round()))[-self.points :]
+        cuts = cuts_of(int(batch.inputs.shape[0]), self.points)
         yield recorded("points.at", np.asarray(cuts), look.step)
         function = partial(_at_points, look.program, cuts, look.own.kernel)
         for of, values in look.own.compute(("points", look.key, cuts), function, look.arrays(batch)).items():
             yield recorded("points.log_norm", values, look.step, of)
+
+
+def cuts_of(length: int, points: int) -> tuple[int, ...]:
+    """Return at most `points` steps, spread evenly, the last of a sequence of `length` among them."""
+    return tuple(int(t) for t in np.unique(np.linspace(0, length - 1, points + 1).round()))[-points:]
 
 
 def _at_points(program: Program, cuts: tuple[int, ...], kernel: object, xp: Differentiable, arrays: Arrays) -> Arrays:

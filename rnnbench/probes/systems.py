@@ -167,17 +167,18 @@ class Dynamics:
             row: ``u`` [rows k], ``time`` [rows], ``valid`` [rows 1] where there is one.
         """
         xp, system = self.xp, self.system
-        parts = iter(system.parts)
+        names = [state.name for state in system.cell.states()]
         after: list[Array] = []
+        new: Arrays = {}
         u = row["u"]
         for number, (scope, prepared) in enumerate(zip(system.scopes, self._prepared, strict=True)):
             if number:  # the output of the layer below, of this same step
                 u = system.cell.project(xp, prepared, new[system.cell.output.name])
-            own = {state.name: part for state, part in zip(system.cell.states(), parts, strict=False)}
-            states = {name: before[..., part.low : part.high] for name, part in own.items()}
+            own = system.parts[number * len(names) : (number + 1) * len(names)]
+            states = {name: before[..., part.low : part.high] for name, part in zip(names, own, strict=True)}
             context = Context(row["time"], row.get("valid"), False, within(self.buffers, scope.name))
             new = advance(xp, system.cell, prepared, states, {"u": u}, context)
-            after += [new[name] for name in own]
+            after += [new[name] for name in names]
         return after[0] if len(after) == 1 else xp.concat(after, axis=-1)
 
     def jacobians(self, rows: Mapping[str, Array]) -> Array:

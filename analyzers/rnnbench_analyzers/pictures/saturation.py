@@ -84,6 +84,8 @@ def _panel(axes: Axes, arm: style.Arm, looks: dict[str, dict[str, Any]]) -> None
                 axes.fill_between(steps[known], sign * low, sign * high, color=looks[tap]["color"], alpha=0.15, lw=0)
     style.counting_axis(axes, max(taken, default=1))
     axes.set_xlim(-0.25 if min(taken, default=0) == 0 else 0.75 * min(taken), max([*taken, 1]) * 1.35)
+    if len(set(taken)) == 1:  # a power of ten need not lie in so short an axis
+        axes.xaxis.set_major_locator(FixedLocator([taken[0]]))
     axes.set_ylim(-1, 1)
     axes.axhline(0, color="0.3", linewidth=0.8, zorder=1)
     for value in (SATURATED, -SATURATED):
