@@ -274,7 +274,13 @@ NOISE = (
         "simple gradient noise scale tr(Sigma)/|G|^2 between minibatches; not a number where |G|^2 is not resolved",
         "one training step a minibatch",
     ),
-    SignalKind("noise.interval", ("bound",), "sequences", "its 95 % interval by the jackknife", "none"),
+    SignalKind(
+        "noise.interval",
+        ("bound",),
+        "sequences",
+        "its 95 % interval by the jackknife; infinite above where zero is not excluded",
+        "none",
+    ),
     SignalKind("noise.batch", (), "sequences", "the size of the minibatches", "none"),
 )
 
@@ -295,8 +301,14 @@ USE = (
         "the same when the one input at this lag comes from another sequence",
         "one forward pass a lag",
     ),
-    SignalKind("use.loss", ("lag",), "loss", "the loss when all inputs at this lag and beyond are exchanged", "none"),
-    SignalKind("use.base_loss", (), "loss", "the loss with nothing exchanged", "one forward pass"),
+    SignalKind(
+        "use.loss",
+        ("lag",),
+        "loss",
+        "the loss at that step when all inputs at this lag and beyond are exchanged",
+        "none",
+    ),
+    SignalKind("use.base_loss", (), "loss", "the loss at that step with nothing exchanged", "one forward pass"),
 )
 
 KINDS = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
+from itertools import pairwise
+from operator import add
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -45,7 +47,7 @@ class Lags(Probe):
     side by side, and the gradient that is taken apart is that of their part of the training loss; the distance is
     \\|loss step - step of use\\|, since with two directions a lower layer also acts on losses before it.
 
-    Memory: about four times the parts of one replay, T x (loss steps, or different lengths) x parameters, of which at
+    Memory: about three times the parts of one replay, T x (loss steps, or different lengths) x parameters, of which at
     most 2^26 numbers are kept at once.
     """
 
@@ -100,7 +102,8 @@ class _Collected:
 
     def log_norms(self) -> NDArray:
         """Return ln of the norm of each lag's part [lag]."""
-        found: NDArray = 0.5 * np.logaddexp.reduce([2.0 * values for values in self.log_norm], axis=0)
+        with np.errstate(invalid="ignore"):  # of a model that has diverged
+            found: NDArray = 0.5 * np.logaddexp.reduce([2.0 * values for values in self.log_norm], axis=0)
         return found
 
     def shares(self) -> NDArray:
@@ -177,57 +180,87 @@ def _by_lag(
         return kept
 
     emitted = replay.run(cotangents, emit).emitted
+    network = replay.network
     found: Arrays = {}
-    for scope in replay.network.scopes():
-        read_at = tuple(0 for _ in ends) if scope.reverse and replay.network.read_last else ends
+    for scope in network.scopes():
+        read_at = tuple(0 for _ in ends) if scope.reverse and network.read_last else ends
+        # read forward alone, a step after the loss has no part in it; nor has padding
+        behind = scope.reverse or (network.directions > 1 and not network.read_last)
+        stretches = _stretches(network.length, read_at, behind)
         here = emitted[scope.name]
         for number in range(len(pieces)):
             if f"part.{number}" in here:
-                summed = _summed(xp, here[f"part.{number}"], here["scale"], read_at)
+                summed = _summed(xp, here[f"part.{number}"], here["scale"], stretches)
                 found |= {f"{number}/{name}": value for name, value in summed.items()}
     return found
 
 
-def _summed(xp: Ops, parts: Array, scale: Array, ends: tuple[int, ...]) -> Arrays:
+@dataclass(frozen=True)
+class _Stretch:
+    """A range of lags, and where in time its parts lie: (group, first step, step after the last, whether backward)."""
+
+    lags: int
+    places: tuple[tuple[int, int, int, bool], ...]
+
+    def of(self, xp: Ops, x: Array) -> list[Array]:
+        """Return from [time group ...] what lies there [lag ...]."""
+        return [
+            xp.flip(x[first:after, group], 0) if backward else x[first:after, group]
+            for group, first, after, backward in self.places
+        ]
+
+
+def _stretches(length: int, ends: tuple[int, ...], behind: bool) -> list[_Stretch]:
+    """Cut lags 0..T-1 into ranges over which the same groups have parts.
+
+    Args:
+        length: T.
+        ends: the step from which each group's lags are counted.
+        behind: whether steps after that one count too.
+    """
+    cuts = {0, length, *(end + 1 for end in ends)}
+    if behind:
+        cuts |= {1, *(length - end for end in ends)}
+    found = []
+    for low, high in pairwise(sorted(cuts)):
+        before = [(g, end - high + 1, end - low + 1, True) for g, end in enumerate(ends) if high <= end + 1]
+        after = [(g, end + low, end + high, False) for g, end in enumerate(ends) if low > 0 and high <= length - end]
+        found.append(_Stretch(high - low, (*before, *(after if behind else ()))))
+    return found
+
+
+def _summed(xp: Ops, parts: Array, scale: Array, stretches: list[_Stretch]) -> Arrays:
     """Sum the parts of equal lag, and hold them against the whole.
 
     Args:
         xp: the operations.
         parts: [time group entry], in units of exp(scale).
         scale: [time group].
-        ends: the step from which each group's lags are counted.
+        stretches: the lags, in ascending order.
     """
-    norms = xp.norm(parts, axis=-1)
-    positive = norms > 0
-    ones = xp.ones(norms.shape)
-    sizes = xp.where(positive, xp.log(xp.where(positive, norms, ones)) + scale, xp.zeros(norms.shape) + NOTHING)
-    folded = [_fold(xp, sizes[:, group], end, NOTHING) for group, end in enumerate(ends)]
-    peak = -xp.amin(-xp.stack([side for sides in folded for side in sides]), axis=0)  # [lag]
-    divisors = xp.where(positive, norms, ones)
-    total = xp.zeros((int(parts.shape[0]), int(parts.shape[2])))
-    for group, end in enumerate(ends):
-        # brought to their own norm before they are scaled: apart, either factor could leave a float's range
-        units = parts[:, group] / divisors[:, group, None]
-        for side, size in zip(_fold(xp, units, end, 0.0), folded[group], strict=True):
-            total = total + side * xp.exp(size - peak)[:, None]
+    sizes = -xp.amin(-xp.abs(parts), axis=-1)  # [time group]
+    divisors = xp.where(sizes == 0, xp.ones(sizes.shape), sizes)
+    logs = xp.where(sizes == 0, xp.zeros(sizes.shape) + NOTHING, xp.log(divisors) + scale)
+    totals, peaks = [], []
+    for stretch in stretches:
+        if not stretch.places:
+            totals.append(xp.zeros((stretch.lags, int(parts.shape[2]))))
+            peaks.append(xp.zeros((stretch.lags,)) + NOTHING)
+            continue
+        here = stretch.of(xp, logs)
+        peak = -xp.amin(-xp.stack(here), axis=0)
+        # brought to their own size before they are scaled: apart, either factor could leave a float's range
+        each = zip(stretch.of(xp, parts), stretch.of(xp, divisors), here, strict=True)
+        scaled = [part / divisor[:, None] * xp.exp(log - peak)[:, None] for part, divisor, log in each]
+        totals.append(reduce(add, scaled))
+        peaks.append(peak)
+    total, peak = xp.concat(totals, axis=0), xp.concat(peaks, axis=0)
     unit = -xp.amin(-peak, axis=0)
-    scaled = total * xp.exp(peak - unit)[:, None]
-    whole = xp.sum(scaled, axis=0)
+    factor = xp.exp(peak - unit)[:, None]
+    whole = xp.sum(total * factor, axis=0)
     return {
         "log_norm": xp.log(xp.norm(total, axis=-1)) + peak,
-        "products": xp.sum(scaled * whole, axis=-1),
+        "products": xp.matmul(total, whole[:, None])[:, 0] * factor[:, 0],
         "square": xp.sum(whole * whole),
         "unit": unit,
     }
-
-
-def _fold(xp: Ops, x: Array, end: int, nothing: float) -> tuple[Array, Array]:
-    """Turn [time ...] into what lies at each distance before step `end`, it included, and after it: twice [lag ...]."""
-    length, rest = int(x.shape[0]), tuple(int(size) for size in x.shape[1:])
-
-    def padded(side: Array) -> Array:
-        missing = length - int(side.shape[0])
-        return xp.concat([side, xp.zeros((missing, *rest)) + nothing], axis=0) if missing else side
-
-    after = xp.concat([xp.zeros((1, *rest)) + nothing, x[end + 1 :]], axis=0)
-    return padded(xp.flip(x[: end + 1], 0)), padded(after)

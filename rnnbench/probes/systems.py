@@ -1,8 +1,9 @@
 """A network as driven dynamical systems: the whole state, its step, and the step's Jacobian.
 
-A network that only reads forward is one system, named ``network``: the step of the whole stack, S_{t-1} -> S_t, in which
-a layer reads the layer below at the same t. Where layers also read backwards there is no such step, and each scope is
-a system of its own, driven by the recorded outputs of the layer below. A system's time is the order in which it reads.
+A network that only reads forward is one system, named ``network``: the step of the whole stack, S_{t-1} -> S_t, in
+which a layer reads the layer below at the same t. Where layers also read backwards there is no such step, and each
+scope is a system of its own, driven by the recorded outputs of the layer below. A system's time is the order in which
+it reads.
 """
 
 from __future__ import annotations

@@ -73,8 +73,8 @@ class Use(Probe):
         }
         found = look.lab.compute(("use", look.key), partial(_interventions, look.program), arrays)
         outputs = found["outputs"].reshape(len(found["loss"]), -1)
-        change = np.sqrt(np.mean((outputs[1:] - outputs[0]) ** 2, axis=1))
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):  # of a model that has diverged
+            change = np.sqrt(np.mean((outputs[1:] - outputs[0]) ** 2, axis=1))
             change = np.where(change[0] > 0, change / change[0], np.nan)
         count, step = len(lags), look.step
         yield recorded("use.lags", lags, step)

@@ -183,7 +183,13 @@ class TorchOps:
         return torch.linalg.svdvals(x)
 
     def log_abs_det(self, x: Array) -> Array:
-        return torch.linalg.slogdet(x)[1]
+        if x.device.type != "cpu":
+            return torch.linalg.slogdet(x)[1]
+        # one after another: of many at once, torch 2.13 calls MKL's getrf from several threads, which then gives wrong
+        # numbers from some 150 rows on (pytorch issue 142815)
+        flat = x.reshape(-1, *x.shape[-2:])
+        found = [torch.linalg.slogdet(matrix)[1] for matrix in flat]
+        return torch.stack(found).reshape(x.shape[:-2])
 
 
 def _rounded(x: torch.Tensor) -> torch.Tensor:
