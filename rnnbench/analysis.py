@@ -105,11 +105,12 @@ class Arm:
 
     @property
     def headline(self) -> str:
-        """The worst finding in plain words."""
+        """The worst finding in plain words; what is worth knowing only is no headline where something went well."""
         if not self.findings:
             return "no findings: nothing that was recorded is read by any analyzer"
-        first = self.findings[0]
-        if first.severity is Severity.OK:
+        well = [found for found in self.findings if found.severity is Severity.OK]
+        first = well[0] if well and self.findings[0].severity is Severity.INFO else self.findings[0]
+        if first.severity is Severity.OK and first is self.findings[0]:
             return "nothing is wrong by what was measured"
         title = CODES[first.code].title if first.code in CODES else first.claim
         return title[:1].lower() + title[1:]
@@ -308,7 +309,7 @@ class _Analysis:
         unfinished = 0
         for folder in folders:
             try:
-                record = folder.record()
+                record = folder.described()
             except RnnbenchError as error:
                 self._result.damaged.append(str(error))
                 continue

@@ -125,6 +125,7 @@ class Hooks:
         interrupted: asked between dispatches; True makes the loop save a checkpoint and return.
         report: told of progress.
         probe: looks at the model, and returns signals; None where nothing is probed.
+        describe: what else a checkpoint is to say of the run as it stands.
         checkpoint_seconds: the time between two checkpoints.
         checkpoint_steps: or, when given, the number of steps between two.
     """
@@ -132,6 +133,7 @@ class Hooks:
     interrupted: Callable[[], bool] = lambda: False
     report: Callable[[Event], None] = lambda _event: None
     probe: Prober | None = None
+    describe: Callable[[], dict[str, Any]] = dict
     checkpoint_seconds: float = 30.0
     checkpoint_steps: int | None = None
 
@@ -151,7 +153,7 @@ def train(
     Returns:
         The final status, or `Status.INTERRUPTED` after a checkpoint was written.
     """
-    book = _Book(experiment, trainer, source, writer, progress, hooks.probe)
+    book = _Book(experiment, trainer, source, writer, progress, hooks)
     last = experiment.steps
     rate = experiment.optimizer.lr
     under_way: deque[StepLog] = deque()
@@ -208,7 +210,7 @@ class _Book:
         source: Source,
         writer: Writer,
         progress: Progress,
-        probe: Prober | None,
+        hooks: Hooks,
     ) -> None:
         self.spec = experiment.spec
         self.experiment = experiment
@@ -219,7 +221,8 @@ class _Book:
         self.dtype = STORAGE[self.spec.precision]
         self._pieces: dict[str, list[Batch]] = {}
         self._recorded = _Schedule(self.spec.record.per_decade, experiment.steps, progress.step)
-        self._probe = probe
+        self._probe = hooks.probe
+        self._describe = hooks.describe
         self._probed = _Schedule(self.spec.record.probes_per_decade, experiment.steps, progress.step)
         self._follows = any(each.in_training for each in experiment.probes)
         self._history: dict[str, list[NDArray]] = {}
@@ -357,7 +360,7 @@ class _Book:
         self._clock()
         self._keep_history()
         state = self.trainer.state()
-        self.writer.checkpoint(state.arrays(), self.progress.to_json())
+        self.writer.checkpoint(state.arrays(), self._describe() | self.progress.to_json())
 
     def finish(self) -> None:
         """Score the end where it has not been, and keep the final parameters."""

@@ -330,8 +330,8 @@ def filtered(folders: Sequence[RunFolder], wanted: Mapping[str, tuple[str, ...]]
 
 
 def _keys(now: Standing) -> dict[str, Any]:
-    """Return what filters look at; a run without a record is known by its suite and status alone."""
-    named = run_columns(now.record) if now.record is not None else {}
+    """Return what filters look at; a run with neither record nor checkpoint is known by its suite and status alone."""
+    named = run_columns(now.described) if now.described is not None else {}
     keys = {name: named.get(name) for name in ("task", "cell", "backend")}
     keys["cell"] = keys["cell"] or named.get("model")
     return {**keys, "suite": now.folder.suite, "status": now.status}
@@ -346,6 +346,8 @@ def _row(now: Standing) -> dict[str, Any]:
         row.update(error=record.error, lean=bool(record.left_out))
     elif now.progress is not None:
         row["steps"] = now.progress.step
+        if now.described is not None:
+            row.update(seed=now.described.spec.get("seed", 0), summary=now.described.summary.metrics)
     if now.reason:
         row["error"] = now.reason
     return row

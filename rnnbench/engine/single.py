@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from rnnbench import registry
@@ -62,7 +63,14 @@ def run_one(
         try:
             run = _Run(experiment, settings, checkpoint)
             writer = folder.writer(resume=checkpoint)
-            hooks = Hooks(interrupted, report, run.probing(), settings.checkpoint_seconds, settings.checkpoint_steps)
+            hooks = Hooks(
+                interrupted,
+                report,
+                run.probing(),
+                run.describe,
+                settings.checkpoint_seconds,
+                settings.checkpoint_steps,
+            )
             status = train(experiment, run.trainer, run.source, writer, run.progress, hooks)
             return writer.finish(run.record(status))
         except RnnbenchError:
@@ -117,6 +125,18 @@ class _Run:
             "resumed_inexact": self.resumed_inexact,
         }
 
+    @cached_property
+    def _baselines(self) -> dict[str, dict[str, float | None]]:
+        found: dict[str, dict[str, float | None]] = {}
+        experiment = self.experiment
+        for name, baseline in experiment.task.baselines(self.source, experiment.spec.eval.split).items():
+            found.setdefault(baseline.metric, {})[name] = baseline.value
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Return the record of the run as it stands, which a checkpoint holds for those who look at it meanwhile."""
+        return {"record": self.record(Status.INTERRUPTED).model_dump(mode="json")}
+
     def probing(self) -> Probing | None:
         """Return what looks at the model under way, where the spec asks for that."""
         probes = [probe for probe in self.experiment.probes if not probe.in_training]
@@ -128,9 +148,6 @@ class _Run:
         scored, step = progress.scored.get(spec.eval.split, {}), progress.scored_step
         if spec.eval.select != "last" and progress.best:
             scored, step = progress.best["scored"].get(spec.eval.split, {}), progress.best["step"]
-        baselines: dict[str, dict[str, float | None]] = {}
-        for name, baseline in experiment.task.baselines(self.source, spec.eval.split).items():
-            baselines.setdefault(baseline.metric, {})[name] = baseline.value
         return RunRecord(
             digest=experiment.digest,
             suite="unset",  # the writer puts the folder's own
@@ -170,7 +187,7 @@ class _Run:
                 select=spec.eval.select,
                 step=step,
             ),
-            baselines=baselines,
+            baselines=self._baselines,
             resumed=tuple(self.resumed),
             resumed_inexact=tuple(dict.fromkeys(self.resumed_inexact)),
             created=now(),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rnnbench.arrays import NDArray
 from rnnbench.errors import BadInput, CorruptData, Locked, quoted
-from rnnbench.record import SUITE_NAME, FileHash, RunRecord
+from rnnbench.record import SUITE_NAME, FileHash, RunRecord, validated, write_json
 from rnnbench.signals import Signal
 from rnnbench.store.arrays import unpack_arrays
 from rnnbench.store.checkpoints import Checkpoint, CheckpointFacts, curable, load_checkpoint, read_facts
@@ -242,6 +242,20 @@ class RunFolder:
                 f"{shown(path)}: is the record of {record.suite}/{record.digest[:12]}, not of this folder"
             )
         return record
+
+    def described(self) -> RunRecord | None:
+        """Return the run's record, or, of a run that has none yet, what its newest checkpoint says in its place.
+
+        Raises:
+            CorruptData: when what there is cannot be read.
+        """
+        record = self.record()
+        facts = self.progress() if record is None else None
+        if facts is None or "record" not in facts.position:
+            return record
+        return validated(
+            RunRecord, write_json(facts.position["record"]), f"{shown(self.path)}: the checkpoint's record"
+        )
 
     def is_done(self) -> bool:
         """Whether the run has ended for good, so that running it again does nothing.

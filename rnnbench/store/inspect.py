@@ -35,6 +35,7 @@ class Standing:
         state: RECORDED when there is a record, whatever its status.
         record: the record, if there is one.
         progress: the newest checkpoint's facts, if there is no record but a checkpoint.
+        described: the record, or what the checkpoint says in its place.
         reason: why it is corrupt.
         newer: whether it is not damaged at all, but of a schema that only a newer rnnbench reads.
     """
@@ -45,6 +46,7 @@ class Standing:
     progress: CheckpointFacts | None = None
     reason: str | None = None
     newer: bool = False
+    described: RunRecord | None = None
 
     @property
     def status(self) -> str:
@@ -66,16 +68,17 @@ def standing(folder: RunFolder) -> Standing:
     try:
         record = folder.record()
         if record is not None and record.status.final:
-            return Standing(folder, State.RECORDED, record=record)
+            return Standing(folder, State.RECORDED, record=record, described=record)
         progress = folder.progress() if record is None else None
+        described = folder.described()
     except RnnbenchError as error:
         return Standing(folder, State.CORRUPT, reason=str(error), newer=isinstance(error, NewerSchema))
     if folder.is_locked():
-        return Standing(folder, State.RUNNING, progress=progress)
+        return Standing(folder, State.RUNNING, progress=progress, described=described)
     if record is not None:
-        return Standing(folder, State.RECORDED, record=record)
+        return Standing(folder, State.RECORDED, record=record, described=record)
     if progress is not None:
-        return Standing(folder, State.INTERRUPTED, progress=progress)
+        return Standing(folder, State.INTERRUPTED, progress=progress, described=described)
     return Standing(folder, State.LEFTOVER)
 
 
