@@ -172,6 +172,27 @@ CODES = _codes(
         reference="Micikevicius et al., Mixed precision training, ICLR 2018",
     ),
     Code(
+        code="gradient-local",
+        title="The parameters' gradient comes from the last few steps alone",
+        severity=Severity.PROBLEM,
+        causes=(
+            "the gradient decays on its way back, and what the near past contributes makes up for it in the norm",
+            "training that has come to live off the near past",
+        ),
+        remedies=(
+            "look at the gradient by lag in place of its norm",
+            "a gated cell (LSTM, GRU) with a forget bias of 1 or more, or chrono initialization",
+            "orthogonal or identity recurrent weights",
+        ),
+        reference=_PASCANU,
+    ),
+    Code(
+        code="gradient-spread",
+        title="The parameters' gradient comes from the farther half of the needed lag as well",
+        severity=Severity.OK,
+        reference=_PASCANU,
+    ),
+    Code(
         code="units-dead",
         title="Units or states that no longer pass any gradient",
         severity=Severity.PROBLEM,

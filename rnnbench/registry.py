@@ -74,6 +74,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "activity": "rnnbench_analyzers.activity:analyze",
         "updates": "rnnbench_analyzers.updates:analyze",
         "reach": "rnnbench_analyzers.reach:analyze",
+        "lags": "rnnbench_analyzers.lags:analyze",
     },
     "pictures": {
         "curves": "rnnbench_analyzers.curves:learning_curves",
@@ -83,9 +84,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "exponents": "rnnbench_analyzers.pictures.exponents:draw",
         "saturation": "rnnbench_analyzers.pictures.saturation:draw",
         "reach": "rnnbench_analyzers.pictures.reach:draw",
+        "lags": "rnnbench_analyzers.pictures.lags:draw",
     },
     "tables": {"summary": "rnnbench_analyzers.summary:summarize"},
-    "suites": {"quickstart": "rnnbench_suites:quickstart.toml"},
+    "suites": {
+        "quickstart": "rnnbench_suites:quickstart.toml",
+        "gradient_decay": "rnnbench_suites:gradient_decay.toml",
+    },
 }
 
 

@@ -294,8 +294,11 @@ class _Book:
             return
         if progress.probed_step is not None and not self._probed.due(progress.step):
             return  # resumed between two looks
+        state = self.trainer.state()
+        if not all(np.isfinite(array).all() for array in state.params.values()):
+            return  # the loss of this step, taken before its update, may still have been a number
         began, compiled = time.perf_counter(), self._probe.compile_seconds
-        for signal in self._probe(self.trainer.state()):
+        for signal in self._probe(state):
             self.writer.signal(signal.name, signal.axes, signal.unit, signal.values, signal.step)
         progress.probed_step = progress.step
         compiled = self._probe.compile_seconds - compiled

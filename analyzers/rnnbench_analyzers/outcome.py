@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,17 @@ import numpy as np
 from rnnbench.evidence import Evidence, Observed
 from rnnbench.findings import Finding, Severity, finding
 from rnnbench.stats import proportion_interval
-from rnnbench_analyzers.judging import SEEDS_NEEDED, counted, interval_fields, number, over_seeds, percent, span
+from rnnbench_analyzers.judging import (
+    SEEDS_NEEDED,
+    Scores,
+    counted,
+    interval_fields,
+    number,
+    over_seeds,
+    percent,
+    scores,
+    span,
+)
 
 MARGIN = 0.05
 """A run that covers less than this share of the way from the best baseline to the goal is at the baseline."""
@@ -20,77 +29,12 @@ CLEAR = 0.25
 """One that covers more than this share of it has clearly left: five margins, so no chance of the evaluation set."""
 
 
-@dataclass(frozen=True)
-class Scores:
-    """The seeds' scores against the best baseline.
-
-    Attributes:
-        gains: share of the way from the best baseline to the goal, a run; a diverged run's is 0.
-        finals: the scores themselves; a diverged run's is the baseline.
-        solved: whether each met the stopping rule.
-        seeds: of these runs.
-        unscored: seeds of runs without a score.
-        best: name of the best baseline.
-        baseline: its value.
-        goal: the stopping rule's threshold, else the metric's perfect value.
-    """
-
-    gains: tuple[float, ...]
-    finals: tuple[float, ...]
-    solved: tuple[bool, ...]
-    seeds: tuple[int, ...]
-    unscored: tuple[int, ...]
-    best: str
-    baseline: float
-    goal: float
-
-
 def analyze(evidence: Evidence) -> list[Finding]:
     """Say how the runs ended: divergence, and the final scores against the trivial predictors'."""
     counted_runs = [run for run in evidence.runs if run.status != "time_limit"]
     if not counted_runs:
         return _only_the_clock(evidence)
     return [*_divergence(evidence, counted_runs), *_standing(evidence, counted_runs)]
-
-
-def scores(evidence: Evidence) -> Scores | None:
-    """Place each run between the best baseline and the goal; None without a baseline to compare with.
-
-    The goal is the threshold of the stopping rule, else the metric's perfect value: 0 where lower is better, 1 where
-    higher is. Runs that the clock ended are left out, diverged ones count at the baseline.
-    """
-    higher = evidence.better == "higher"
-    known = {
-        name: float(np.median([run.baselines[name] for run in evidence.runs if name in run.baselines]))
-        for name in dict.fromkeys(name for run in evidence.runs for name in run.baselines)
-    }
-    known = {name: value for name, value in known.items() if math.isfinite(value)}
-    if not known:
-        return None
-    best = (max if higher else min)(known, key=lambda name: known[name])
-    goal = evidence.threshold if evidence.threshold is not None else (1.0 if higher else 0.0)
-    way = goal - known[best]
-    if not math.isfinite(way) or way == 0 or (way > 0) != higher:
-        return None  # a baseline that meets the goal leaves nothing to be learned
-    runs = [run for run in evidence.runs if run.status != "time_limit"]
-    scored = [(run, _final(run, known[best])) for run in runs]
-    kept = [(run, final) for run, final in scored if final is not None]
-    return Scores(
-        gains=tuple((final - known[best]) / way for _, final in kept),
-        finals=tuple(final for _, final in kept),
-        solved=tuple(run.status == "solved" for run, _ in kept),
-        seeds=tuple(run.seed for run, _ in kept),
-        unscored=tuple(run.seed for run, final in scored if final is None),
-        best=best,
-        baseline=known[best],
-        goal=goal,
-    )
-
-
-def _final(run: Observed, baseline: float) -> float | None:
-    if run.status == "diverged":
-        return baseline
-    return run.final if run.final is not None and math.isfinite(run.final) else None
 
 
 def _only_the_clock(evidence: Evidence) -> list[Finding]:

@@ -100,7 +100,7 @@ class NumpyOps:
 
     def norm(self, x: Array, axis: int | None = None) -> Array:
         peak = np.max(np.abs(x), axis=axis, keepdims=True)
-        scale = np.where(peak == 0, 1.0, peak)
+        scale = np.where((peak == 0) | np.isinf(peak), 1.0, peak)  # an infinite entry makes the norm infinite
         root = np.sqrt(np.sum((x / scale) ** 2, axis=axis))
         return np.reshape(scale, np.shape(root)) * root
 

@@ -38,7 +38,7 @@ class RNN(Cell):
         return (State("h", self.hidden, output=True),)
 
     def taps(self) -> tuple[Tap, ...]:
-        return (Tap("h", -1.0, 1.0),) if self.activation == "tanh" else ()
+        return (Tap("h", -1.0, 1.0) if self.activation == "tanh" else Tap("h"),)
 
     def project(self, xp: Ops, params: Mapping[str, Array], x: Array) -> Array:
         return xp.linear(x, params["weight_ih"], params["bias_ih" if self.biases == 2 else "bias"])

@@ -103,7 +103,13 @@ POINTS = (
 
 PROPAGATOR = (
     SignalKind("propagator.lags", ("lag",), "steps", "the lags of the other propagator signals", "none"),
-    SignalKind("propagator.origins", ("origin",), "steps", "the steps t that the propagators start from", "none"),
+    SignalKind(
+        "propagator.origins",
+        ("origin",),
+        "steps",
+        "the steps t that the propagators start from, counted in the system's order of reading",
+        "none",
+    ),
     SignalKind(
         "propagator.log_norm",
         ("origin", "lag", "batch"),
@@ -205,6 +211,15 @@ LAGS = (
         ("lag",),
         "ln",
         "norm of the part of the parameter's gradient from this distance",
+        "none beyond lags.share",
+        of="parameter",
+    ),
+    SignalKind(
+        "lags.beyond_log_norm",
+        ("lag",),
+        "ln",
+        "norm of the sum of the parts from this distance and beyond, which backpropagation that stops short of it "
+        "lacks; at lag 0 that of the whole gradient, which the shares are of",
         "none beyond lags.share",
         of="parameter",
     ),

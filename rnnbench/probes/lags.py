@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import pairwise
@@ -37,7 +37,9 @@ class Lags(Probe):
     A recurrence uses its parameters once a step, and its gradient is the sum of what each use contributes. The part of
     lag k is the sum of the contributions whose use lies k steps from the loss; its share is its inner product with the
     whole gradient over that gradient's square, negative where the part points against the whole. Shares sum to one; of
-    a gradient that is zero they are not numbers. The readout and learned initial states have no lag and are left out.
+    a gradient that is zero they are not numbers. The norm of the sum of the parts from lag k on is by how much
+    backpropagation that is cut off after k steps misses the gradient; at lag 0 it is the gradient's own. The readout
+    and learned initial states have no lag and are left out.
 
     Loss at the end: the distance is counted back from each sequence's own last step, however long it is, and for a
     scope that reads backward from the first step, where its reading ends; that a lower layer may reach the loss
@@ -56,7 +58,10 @@ class Lags(Probe):
         "the sum over uses: Werbos, Backpropagation through time, Proceedings of the IEEE 1990; by distance: Pascanu, "
         "Mikolov & Bengio, ICML 2013, eqs. 3-5"
     )
-    equation: ClassVar[str] = "G = sum_t g_t;  G_k = sum over losses l of g_{l, t_l - k};  share_k = <G_k, G> / |G|^2"
+    equation: ClassVar[str] = (
+        "G = sum_t g_t;  G_k = sum over losses l of g_{l, t_l - k};  share_k = <G_k, G> / |G|^2;  "
+        "beyond_k = |sum_{j >= k} G_j|"
+    )
     signals: ClassVar[tuple[SignalKind, ...]] = LAGS
 
     sequences: Annotated[int, Field(ge=1, le=4096, description="sequences to probe with")] = 16
@@ -81,7 +86,8 @@ class Lags(Probe):
                 found.setdefault(name, _Collected()).add(values, number)
         for name, collected in found.items():
             yield recorded("lags.share", collected.shares(), look.step, name)
-            yield recorded("lags.log_norm", collected.log_norms(), look.step, name)
+            yield recorded("lags.log_norm", _together(collected.log_norm), look.step, name)
+            yield recorded("lags.beyond_log_norm", _together(collected.beyond), look.step, name)
 
 
 @dataclass
@@ -89,6 +95,7 @@ class _Collected:
     """What one parameter's pieces came to: log-norms and products [lag], the latter in units exp(2 unit)."""
 
     log_norm: list[NDArray] = field(default_factory=list)
+    beyond: list[NDArray] = field(default_factory=list)
     products: list[NDArray] = field(default_factory=list)
     square: list[float] = field(default_factory=list)
     unit: list[float] = field(default_factory=list)
@@ -96,15 +103,10 @@ class _Collected:
     def add(self, values: Mapping[str, NDArray], number: int) -> None:
         """Take piece `number` of what `_by_lag` returned."""
         self.log_norm.append(values[f"{number}/log_norm"])
+        self.beyond.append(values[f"{number}/beyond"])
         self.products.append(values[f"{number}/products"])
         self.square.append(float(values[f"{number}/square"]))
         self.unit.append(float(values[f"{number}/unit"]))
-
-    def log_norms(self) -> NDArray:
-        """Return ln of the norm of each lag's part [lag]."""
-        with np.errstate(invalid="ignore"):  # of a model that has diverged
-            found: NDArray = 0.5 * np.logaddexp.reduce([2.0 * values for values in self.log_norm], axis=0)
-        return found
 
     def shares(self) -> NDArray:
         """Return each lag's signed share [lag]."""
@@ -112,6 +114,13 @@ class _Collected:
         products = np.sum([w * values for w, values in zip(weights, self.products, strict=True)], axis=0)
         square = sum(w * value for w, value in zip(weights, self.square, strict=True))
         return products / square if square > 0 else np.full_like(products, np.nan)
+
+
+def _together(pieces: Sequence[NDArray]) -> NDArray:
+    """Return the log-norm of a whole [lag] from those of its pieces."""
+    with np.errstate(invalid="ignore"):  # of a model that has diverged
+        found: NDArray = 0.5 * np.logaddexp.reduce([2.0 * values for values in pieces], axis=0)
+    return found
 
 
 def _groups(program: Program, batch: Batch, loss_steps: int) -> tuple[tuple[int, ...], NDArray]:
@@ -157,7 +166,7 @@ def _by_lag(
     xp: Differentiable,
     arrays: Arrays,
 ) -> Arrays:
-    """Return by ``<number of the piece>/``: log_norm, products [lag] and square in units exp(2 unit), and unit."""
+    """Return by ``<number of the piece>/``: log_norm, beyond, products [lag] and square in units exp(2 unit), unit."""
     replay, batch = forward_and_replay(xp, program, arrays, segment, by_step=True)
 
     def terms(values: Arrays) -> Arrays:
@@ -260,7 +269,28 @@ def _summed(xp: Ops, parts: Array, scale: Array, stretches: list[_Stretch]) -> A
     whole = xp.sum(total * factor, axis=0)
     return {
         "log_norm": xp.log(xp.norm(total, axis=-1)) + peak,
+        "beyond": _beyond(xp, total, peak),
         "products": xp.matmul(total, whole[:, None])[:, 0] * factor[:, 0],
         "square": xp.sum(whole * whole),
         "unit": unit,
     }
+
+
+def _beyond(xp: Ops, parts: Array, scale: Array) -> Array:
+    """Return ln of the norm of the sum of the parts from each lag on [lag].
+
+    Args:
+        xp: the operations.
+        parts: [lag entry], in units of exp(scale).
+        scale: [lag].
+    """
+
+    # from the far end on, in the unit of the largest part so far: what decays with the lag is never lost in a sum
+    def body(carry: Arrays, now: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
+        unit = xp.maximum(carry["unit"], now["scale"])
+        rest = carry["rest"] * xp.exp(carry["unit"] - unit) + now["parts"] * xp.exp(now["scale"] - unit)
+        return {"rest": rest, "unit": unit}, {"log_norm": xp.log(xp.norm(rest, axis=-1)) + unit}
+
+    lags, entries = (int(size) for size in parts.shape)
+    start = {"rest": xp.zeros((entries,)), "unit": xp.zeros(()) + NOTHING}
+    return xp.scan(body, start, {"parts": parts, "scale": scale}, lags, reverse=True)[1]["log_norm"]

@@ -92,7 +92,7 @@ class Propagator(Probe):
                 carry = path.compute("product", _advance, start, stop, carry)
             done = int(lag)
             product, log_scale = carry["product"].astype(np.float64), carry["log_scale"].astype(np.float64)
-            usable = np.isfinite(product).all(axis=(1, 2))
+            usable = _finite(product)
             safe = np.where(usable[:, None, None], product, 0.0)
             values = lab.compute(("propagator/values", path.look.key), _singular_values, {"product": safe})["values"]
             values = np.where(usable[:, None], values.astype(np.float64), np.nan)
@@ -152,7 +152,7 @@ class Propagator(Probe):
             basis = np.moveaxis(np.linalg.qr(np.moveaxis(back, 0, 2))[0], 2, 0)
         grown = path.forward(Block(basis, np.zeros(path.size)), 0, lag)
         rows = np.moveaxis(grown.values, 0, 1)  # [rows many n]
-        usable = np.isfinite(rows).all(axis=(1, 2))
+        usable = _finite(rows)
         safe = np.where(usable[:, None, None], rows, 0.0)
         with np.errstate(divide="ignore"):
             largest = np.log(np.linalg.svd(safe, compute_uv=False)[:, 0])
@@ -264,6 +264,11 @@ def _pieces(start: int, stop: int, longest: int) -> Iterator[tuple[int, int]]:
         length = min(longest, 1 << ((stop - start).bit_length() - 1))
         yield start, start + length
         start += length
+
+
+def _finite(matrices: NDArray) -> NDArray:
+    """Return which matrices [rows ...] hold numbers only."""
+    return np.asarray(np.isfinite(matrices).all(axis=(1, 2)))
 
 
 def _log_frobenius(matrices: NDArray) -> NDArray:

@@ -125,29 +125,42 @@ def _rates(system: System, xp: Differentiable, arrays: Arrays) -> Arrays:
     params, buffers, batch = unpacked(arrays)
     dynamics = Dynamics(xp, system, params, buffers)
     rows = dynamics.course(batch["inputs"], batch["lengths"])
-    length, size = (int(n) for n in rows["before"].shape[:2])
-    n, count = (int(n) for n in arrays["start"].shape)
-    chunk = min(chunk_steps(system, size), length)
-    index = xp.asarray(list(range(count)))
+    n, count = (int(size) for size in arrays["start"].shape)
+    follow = _by_products if 2 * count <= n else _by_jacobians
+    found = follow(dynamics, rows, arrays["start"])
+    rates = xp.log(xp.abs(found["diagonal"]))
+    # what lies beyond the rank is zero, of which a factorization leaves rounding
+    within = xp.asarray(list(range(count))) < found["rank"][..., None]
+    kept = {"rates": xp.where(within, rates, xp.log(xp.zeros(rates.shape)))}
+    return kept | {name: found[name] for name in ("log_det",) if name in found}
+
+
+def _by_jacobians(dynamics: Dynamics, rows: Arrays, start: Array) -> Arrays:
+    """Follow directions by whole Jacobians, computed for many steps at once.
+
+    Returns:
+        ``diagonal`` of R [time batch rank], ``rank`` [time batch] that a step has at most, ``log_det`` [time batch].
+    """
+    xp, (n, count) = dynamics.xp, (int(size) for size in start.shape)
+    length, size = (int(extent) for extent in rows["before"].shape[:2])
+    chunk = min(chunk_steps(dynamics.system, size), length)
 
     def turn(carry: Arrays, rows: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
-        rows = {name: x for name, x in rows.items() if name != "t"}
-        jacobians = dynamics.jacobians(rows)
+        jacobians = dynamics.jacobians({name: x for name, x in rows.items() if name != "t"})
 
         def body(carry: Arrays, x: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
             q, r = xp.qr(xp.matmul(x["jacobian"], carry["basis"]))
-            return {"basis": q}, {"diagonal": xp.reshape(r, (size, count * count))[:, :: count + 1]}
+            return {"basis": q}, {"diagonal": _diagonal(xp, r)}
 
         carry, found = xp.scan(body, carry, {"jacobian": jacobians}, int(jacobians.shape[0]))
-        # what lies beyond the rank is zero, of which a factorization leaves rounding
-        rates = xp.log(xp.abs(found["diagonal"]))
-        below = index < _rank_at_most(xp, jacobians)[..., None]
-        kept = {"rates": xp.where(below, rates, xp.log(xp.zeros(rates.shape)))}
+        shrunk = -xp.abs(jacobians)
+        in_use = (_not_zero(xp, xp.amin(shrunk, axis=-1)), _not_zero(xp, xp.amin(shrunk, axis=-2)))
+        found["rank"] = xp.minimum(*in_use)
         if count == n:
-            kept["log_det"] = xp.log_abs_det(jacobians)
-        return carry, kept
+            found["log_det"] = xp.log_abs_det(jacobians)
+        return carry, found
 
-    carry: Arrays = {"basis": xp.broadcast_to(arrays["start"][None], (size, n, count))}
+    carry: Arrays = {"basis": xp.broadcast_to(start[None], (size, n, count))}
     whole, rest = divmod(length, chunk)
     cut = {name: xp.reshape(x[: whole * chunk], (whole, chunk, *x.shape[1:])) for name, x in rows.items()}
     carry, found = xp.scan(turn, carry, cut, whole)
@@ -158,12 +171,40 @@ def _rates(system: System, xp: Differentiable, arrays: Arrays) -> Arrays:
     return found
 
 
-def _rank_at_most(xp: Differentiable, matrices: Array) -> Array:
-    """Return how many rows, or columns if they are fewer, of matrices [... n n] are not zero [...]."""
-    there = xp.floats(matrices != 0)
-    rows = xp.sum(xp.floats(xp.sum(there, axis=-1) > 0), axis=-1)
-    columns = xp.sum(xp.floats(xp.sum(there, axis=-2) > 0), axis=-1)
-    return xp.minimum(rows, columns)
+def _by_products(dynamics: Dynamics, rows: Arrays, start: Array) -> Arrays:
+    """Follow a few directions by Jacobian-vector products: cheaper for less than half of all.
+
+    Returns:
+        ``diagonal`` and ``rank`` as `_by_jacobians` has them.
+    """
+    xp, (n, count) = dynamics.xp, (int(size) for size in start.shape)
+    length, size = (int(extent) for extent in rows["before"].shape[:2])
+    # a row of the Jacobian that is zero has no product with any direction, a column none with a random cotangent
+    cotangent = xp.broadcast_to(start[None, None, :, 0], (1, size, n))
+
+    def body(carry: Arrays, x: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
+        row = {name: each for name, each in x.items() if name != "t"}
+        by_sequence = xp.transpose(carry["basis"])  # [batch rank n]
+        tangents = xp.stack([by_sequence[each] for each in range(size)], axis=1)
+        taken = dynamics.forward(row, tangents)
+        reached = xp.stack([taken[:, each] for each in range(size)], axis=0)
+        q, r = xp.qr(xp.transpose(reached))
+        peak = xp.amin(-xp.abs(reached), axis=-2)
+        in_use = (_not_zero(xp, peak), _not_zero(xp, dynamics.backward(row, cotangent)[0]))
+        return {"basis": q}, {"diagonal": _diagonal(xp, r), "rank": xp.minimum(*in_use)}
+
+    return xp.scan(body, {"basis": xp.broadcast_to(start[None], (size, n, count))}, rows, length)[1]
+
+
+def _diagonal(xp: Differentiable, matrices: Array) -> Array:
+    """Return the diagonals [batch k] of matrices [batch k k]."""
+    batch, k = (int(size) for size in matrices.shape[:2])
+    return xp.reshape(matrices, (batch, k * k))[:, :: k + 1]
+
+
+def _not_zero(xp: Differentiable, x: Array) -> Array:
+    """Return how many entries of the last axis are not zero, as floats."""
+    return xp.sum(xp.floats(x != 0), axis=-1)
 
 
 def _weights(look: Look, network: Network) -> Iterator[Signal]:

@@ -8,7 +8,7 @@ it reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -167,36 +167,49 @@ class Dynamics:
             before: [rows n].
             row: ``u`` [rows k], ``time`` [rows], ``valid`` [rows 1] where there is one.
         """
+        after = self._parts_after(self._parts_of(before), row)
+        return _joined(self.xp, [after[part.name] for part in self.system.parts], axis=-1)
+
+    def _parts_of(self, whole: Array) -> Arrays:
+        return {part.name: whole[..., part.low : part.high] for part in self.system.parts}
+
+    def _parts_after(self, before: Arrays, row: Mapping[str, Array]) -> Arrays:
+        """Take a step from named states [rows size] to named states."""
         xp, system = self.xp, self.system
-        names = [state.name for state in system.cell.states()]
-        after: list[Array] = []
+        after: Arrays = {}
         new: Arrays = {}
         u = row["u"]
         for number, (scope, prepared) in enumerate(zip(system.scopes, self._prepared, strict=True)):
             if number:  # the output of the layer below, of this same step
                 u = system.cell.project(xp, prepared, new[system.cell.output.name])
-            own = system.parts[number * len(names) : (number + 1) * len(names)]
-            states = {name: before[..., part.low : part.high] for name, part in zip(names, own, strict=True)}
             context = Context(row["time"], row.get("valid"), False, within(self.buffers, scope.name))
-            new = advance(xp, system.cell, prepared, states, {"u": u}, context)
-            after += [new[name] for name in names]
-        return after[0] if len(after) == 1 else xp.concat(after, axis=-1)
+            new = advance(xp, system.cell, prepared, within(before, scope.name), {"u": u}, context)
+            after |= {f"{scope.name}.{name}": value for name, value in new.items()}
+        return after
 
     def jacobians(self, rows: Mapping[str, Array]) -> Array:
         """Return the exact Jacobians dS_t/dS_{t-1} of rows [time batch ...]: [time batch n n]."""
-        xp, n = self.xp, self.system.size
+        xp, system = self.xp, self.system
         lead = tuple(int(size) for size in rows["before"].shape[:2])
         count = lead[0] * lead[1]
         flat = {name: xp.reshape(x, (count, *x.shape[2:])) for name, x in rows.items()}
 
         def after(primals: Arrays) -> Arrays:
-            return {"after": self.step(primals["before"], flat)}
+            return self._parts_after(primals, flat)
 
-        _, pullback = xp.vjp(after, {"before": flat["before"]})
-        seeds = xp.broadcast_to(xp.asarray(np.eye(n))[:, None, :], (n, count, n))
-        found = pullback({"after": seeds}, many=True)["before"]  # [out rows in]
-        turned = xp.transpose(xp.reshape(found, (n, count * n)))  # [rows*in out]
-        return xp.transpose(xp.reshape(turned, (*lead, n, n)))
+        _, pullback = xp.vjp(after, self._parts_of(flat["before"]))
+        rows_of_blocks = []  # by named states, so that what one of them does not depend on costs nothing
+        for part in system.parts:
+            size = part.high - part.low
+            seeds = xp.broadcast_to(xp.asarray(np.eye(size))[:, None, :], (size, count, size))
+            found = pullback({part.name: seeds}, many=True)  # [out rows in]
+            blocks = []
+            for each in system.parts:
+                width = each.high - each.low
+                turned = xp.transpose(xp.reshape(found[each.name], (size, count * width)))  # [rows*in out]
+                blocks.append(xp.transpose(xp.reshape(turned, (*lead, width, size))))
+            rows_of_blocks.append(_joined(xp, blocks, axis=-1))
+        return _joined(xp, rows_of_blocks, axis=-2)
 
     def forward(self, row: Mapping[str, Array], tangents: Array) -> Array:
         """Return J V [many batch n] at one row [batch ...] for tangents V [many batch n]."""
@@ -216,7 +229,11 @@ class Dynamics:
         return pullback({"after": cotangents}, many=True)["before"]
 
 
-def chunk_steps(system: System, batch: int, limit: int = CHUNK) -> int:
+def chunk_steps(system: System, batch: int) -> int:
     """Return how many steps' Jacobians of a batch make up a chunk: a power of two, at least one."""
-    steps = max(1, limit // (8 * system.size**2 * batch))
+    steps = max(1, CHUNK // (8 * system.size**2 * batch))
     return 1 << (steps.bit_length() - 1)
+
+
+def _joined(xp: Differentiable, arrays: Sequence[Array], axis: int) -> Array:
+    return arrays[0] if len(arrays) == 1 else xp.concat(arrays, axis=axis)

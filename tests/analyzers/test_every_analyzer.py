@@ -14,7 +14,7 @@ from rnnbench.evidence import Evidence
 from rnnbench.findings import CODES, Finding
 from rnnbench.probes.kinds import KINDS
 
-ANALYZERS = ("outcome", "gradient_flow", "dynamics", "activity", "updates", "reach")
+ANALYZERS = ("outcome", "gradient_flow", "dynamics", "activity", "updates", "reach", "lags")
 SIZES = {"time": 40, "batch": 3, "lag": 12, "origin": 2, "unit": 5, "update": 60, "bound": 2}
 
 
@@ -41,6 +41,10 @@ def gradient(rate: float, kind: str = "adjoint.logit_log_norm") -> tuple[str, An
     return f"{kind}/layers.0.forward.h", np.tile(rate * np.arange(101.0)[::-1, None], (1, 3))
 
 
+def contributed(rate: float) -> tuple[str, Any]:
+    return "lags.beyond_log_norm/layers.0.forward.weight_hh", rate * np.arange(101.0)
+
+
 def bent() -> tuple[str, Any]:
     steps = np.where(np.arange(100) < 40, -0.2, 0.0) + 0.01 * np.random.default_rng(0).standard_normal(100)
     return "adjoint.logit_log_norm/layers.0.forward.h", np.r_[0.0, np.cumsum(steps)][::-1, None]
@@ -58,6 +62,8 @@ PRODUCED: dict[str, Callable[[Any], Evidence]] = {
     "gradient-underflow": one(
         gradient(-0.01, "adjoint.log_norm"), ("adjoint.censored/layers.0.forward.h", np.ones((101, 3)))
     ),
+    "gradient-local": one(contributed(-0.2)),
+    "gradient-spread": one(contributed(-0.01)),
     "units-dead": one(("activity.dead/s.h", np.ones(4))),
     "units-saturated": one(("activity.high/s.g", np.ones(4))),
     "time-constants": one(("activity.time_constant/s.f", np.ones(4))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ HEADINGS = (
     "## What usually helps",
     "## The paper",
 )
-ANALYZERS = ("outcome", "gradient_flow", "dynamics", "activity", "updates", "reach", "judging")
+ANALYZERS = ("outcome", "gradient_flow", "dynamics", "activity", "updates", "reach", "lags", "judging")
 ROW = re.compile(r"^\| `(\w+)\.([A-Z_]+)` \| ([\d.]+) \|", re.MULTILINE)
 
 
@@ -36,9 +37,10 @@ def thresholds() -> dict[str, float]:
     found = {}
     for name in ANALYZERS:
         module = importlib.import_module(f"rnnbench_analyzers.{name}")
+        tree = ast.parse(Path(str(module.__file__)).read_text())
+        imported = {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
         for constant, value in vars(module).items():
-            imported = re.search(rf"^from .*\b{constant}\b", Path(str(module.__file__)).read_text(), re.MULTILINE)
-            if constant.isupper() and isinstance(value, (int, float)) and not imported:
+            if constant.isupper() and isinstance(value, (int, float)) and constant not in imported:
                 found[f"{name}.{constant}"] = float(value)
     return found
 

@@ -131,6 +131,24 @@ def reaching(
     return make
 
 
+def contributions(
+    rate: float, length: int, norm: float = 0.2, trained: float | None = None
+) -> Callable[[int, int, np.random.Generator], list[Signal]]:
+    """Return what records parts of exp(rate lag) that add up, without any cancelling, to a gradient of a norm."""
+
+    def make(seed: int, step: int, draws: np.random.Generator) -> list[Signal]:
+        slope = rate if step == 0 or trained is None else trained
+        parts = slope * np.arange(length) * (1 + 0.1 * seed)
+        parts += np.log(norm) - np.logaddexp.reduce(parts)
+        of = "layers.0.forward.weight_hh"
+        return [
+            signal(f"lags.log_norm/{of}", "lag", parts, step),
+            signal(f"lags.beyond_log_norm/{of}", "lag", np.logaddexp.accumulate(parts[::-1])[::-1], step),
+        ]
+
+    return make
+
+
 MAKERS: dict[str, Callable[[int], Callable[..., list[Signal]]]] = {
     "profile": lambda index: gradients(-0.3 / (index + 1), 60, 0.02, floor=-9.0, trained=-0.05 / (index + 1)),
     "heatmap": lambda index: gradients(-0.3 / (index + 1), 60, 0.02),
@@ -138,6 +156,7 @@ MAKERS: dict[str, Callable[[int], Callable[..., list[Signal]]]] = {
     "exponents": lambda index: spectra(0.2 - 0.1 * index, 8, 0.02),
     "saturation": lambda index: gates(("r", "z", "n") if index % 2 else ("i", "f", "g", "o"), 1 + index % 2, 0.02),
     "reach": lambda index: reaching(5 + 5 * index, 4 + 5 * index, 60),
+    "lags": lambda index: contributions(-0.8 / (index + 1), 60, trained=-0.1 / (index + 1)),
 }
 
 
@@ -555,3 +574,49 @@ def test_what_is_not_known_has_no_bar_but_a_word() -> None:
     assert texts[1].startswith("25 [")
     assert texts[2] == "not recorded"
     assert [bar.get_label() for bar in strip.containers] == ["reaches"]
+
+
+def test_parts_of_a_gradient_are_drawn_beside_its_norm() -> None:
+    """Two arms whose gradients have the same norm, one from the last steps, one from everywhere."""
+    near = an_arm("near", contributions(-0.5, 60), seeds=3, steps=(0,), length=60, lag=50)
+    spread = an_arm("spread", contributions(0.0, 60), steps=(0,), length=60, lag=50)
+    figure = drawn("lags", [near, spread])
+    (axes,) = figure.axes
+    lags = np.arange(60)
+    for name, rate in (("near", -0.55), ("spread", 0.0)):  # the middle of three seeds
+        (line,) = named_lines(axes, name)
+        np.testing.assert_allclose(line.get_ydata(), rate * lags / LN10, atol=1e-12)
+    # 1 - exp(-0.55 n) >= 0.9 from n = 5 on; of 60 equal parts 54 are nine tenths
+    assert [float(tick.get_xdata()[0]) for tick in named_lines(axes, "nine tenths")] == [4, 53]
+    (leaves,) = named_lines(axes, "leaves")
+    assert float(leaves.get_xdata()[0]) == np.ceil(12 * LN10 / 0.55)
+    texts = legend_texts(figure)
+    assert "W: layers.0.forward.weight_hh" in texts
+    assert texts[-2] == f"near: |dL/dW| 0.2, far half {np.exp(-0.55 * 26):.2g} of it"
+    assert texts[-1] == f"spread: |dL/dW| 0.2, far half {34 / 60:.2g} of it"
+    (shade,) = axes.patches
+    assert (shade.get_x(), shade.get_x() + shade.get_width()) == (25.5, 50.5)
+
+
+def test_parts_before_and_after_training_and_without_a_known_need() -> None:
+    figure = drawn("lags", [an_arm("rnn", contributions(-0.5, 60, trained=-0.01), length=60, lag=None)])
+    before, after = figure.axes
+    for axes, rate in ((before, -0.5), (after, -0.01)):
+        (line,) = named_lines(axes, "rnn")
+        np.testing.assert_allclose(line.get_ydata(), rate * np.arange(60) / LN10, atol=1e-12)
+        assert not axes.patches
+    assert legend_texts(figure)[-1] == "rnn: |dL/dW| 0.2 → 0.2"
+
+
+def test_parts_that_are_no_numbers_leave_a_gap_and_a_question_mark() -> None:
+    def make(seed: int, step: int, draws: np.random.Generator) -> list[Signal]:
+        parts, beyond = contributions(-0.1, 20)(seed, step, draws)
+        parts.values[3], parts.values[7], parts.values[19] = np.nan, np.inf, -np.inf
+        beyond.values[0] = np.nan
+        return [parts, beyond]
+
+    figure = drawn("lags", [an_arm("rnn", make, length=20, lag=10, steps=(0,))])
+    (line,) = named_lines(figure.axes[0], "rnn")
+    gaps = np.flatnonzero(np.isnan(np.asarray(line.get_ydata(), dtype=np.float64)))
+    np.testing.assert_array_equal(gaps, [3, 7, 19])
+    assert legend_texts(figure)[-1] == "rnn: |dL/dW| ?"

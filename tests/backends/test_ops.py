@@ -243,3 +243,11 @@ def test_a_norm_neither_underflows_nor_overflows(size: float) -> None:
         assert found == pytest.approx(2 * size, rel=1e-6)
     slope = jax.grad(JaxOps("float32").norm)(jax.numpy.asarray(x))
     np.testing.assert_allclose(slope, 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("x", "norm"), [([np.inf, 1.0], np.inf), ([-np.inf, np.inf], np.inf), ([np.nan, 1.0], np.nan)])
+def test_the_norm_of_what_is_infinite_is_infinite(x: list[float], norm: float) -> None:
+    """And not "not a number": an overflown gradient must be told from a missing one."""
+    for found in (TorchOps().norm(torch.tensor(x)), JaxOps("float32").norm(jax.numpy.asarray(x))):
+        assert np.array_equal(float(found), norm, equal_nan=True)
+    assert np.array_equal(float(NumpyOps().norm(np.asarray(x))), norm, equal_nan=True)

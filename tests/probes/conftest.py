@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+import torch
 
 from rnnbench import registry
 from rnnbench.arrays import NDArray
@@ -17,6 +18,8 @@ from rnnbench.spec import DataSpec, NetworkSpec, Precision
 from rnnbench.tasks.base import Batch, Task
 from rnnbench.techniques.base import Technique
 from rnnbench.techniques.update.optimizers import SGD
+
+from .twin import drawn
 
 MakeLook = Callable[..., Look]
 
@@ -72,3 +75,23 @@ def make_look() -> MakeLook:
         )
 
     return make
+
+
+@pytest.fixture
+def drawn_look(make_look: MakeLook) -> MakeLook:
+    """Make a look at a network none of whose parameters is zero: (cell, task, network, what `make_look` takes)."""
+
+    def make(cell: Cell, task: Task, network: NetworkSpec | None = None, **options: Any) -> Look:
+        of = {"network": network, "sequences": 3, **options}
+        return make_look(task, cell, **of, params=drawn(make_look(task, cell, **of)))
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Products this small gain nothing from a second thread, and wait for it where cores are shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

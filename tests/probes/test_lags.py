@@ -34,11 +34,12 @@ SEVERAL_LENGTHS = Adding(T=20, markers="pascanu")
 H = 3
 
 
-def measured(look: Look, probe: Lags) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
-    """Return shares and log-norms [lag] by parameter."""
-    found = list(probe.measure(look))
-    shares = {signal.of: signal.values for signal in found if signal.kind == "lags.share"}
-    return shares, {signal.of: signal.values for signal in found if signal.kind == "lags.log_norm"}
+def measured(look: Look, probe: Lags) -> tuple[dict[str, NDArray], dict[str, NDArray], dict[str, NDArray]]:
+    """Return shares, log-norms and log-norms of what lies beyond [lag] by parameter."""
+    found: dict[str, dict[str, NDArray]] = {kind.name: {} for kind in Lags.signals}
+    for signal in probe.measure(look):
+        found[signal.kind][signal.of] = signal.values
+    return found["lags.share"], found["lags.log_norm"], found["lags.beyond_log_norm"]
 
 
 def parts(look: Look, followed: Sequence[int]) -> dict[str, NDArray]:
@@ -96,9 +97,9 @@ def parts(look: Look, followed: Sequence[int]) -> dict[str, NDArray]:
 
 def check(look: Look, followed: Sequence[int]) -> None:
     probe = Lags(loss_steps=3, segment=4)
-    shares, log_norms = measured(look, probe)
+    shares, log_norms, beyond = measured(look, probe)
     truth = parts(look, followed)
-    assert set(shares) == set(log_norms) == set(truth)
+    assert set(shares) == set(log_norms) == set(beyond) == set(truth)
     for name, vectors in truth.items():
         whole = vectors.sum(axis=0)
         expected = vectors @ whole / (whole @ whole)
@@ -109,6 +110,10 @@ def check(look: Look, followed: Sequence[int]) -> None:
         seen = norms > 0
         np.testing.assert_allclose(log_norms[name][seen], np.log(norms[seen]), rtol=0, atol=1e-9, err_msg=name)
         assert abs(shares[name].sum() - 1) < 1e-9
+        rests = np.linalg.norm(np.cumsum(vectors[::-1], axis=0)[::-1], axis=1)
+        np.testing.assert_array_equal(np.isneginf(beyond[name]), rests == 0, err_msg=name)
+        seen = rests > 0
+        np.testing.assert_allclose(beyond[name][seen], np.log(rests[seen]), rtol=0, atol=1e-9, err_msg=name)
 
 
 CASES = {
@@ -168,11 +173,15 @@ def test_lags_beyond_a_float(make_look: MakeLook, task: Task, weight: float, bac
             "readout.weight": np.linspace(-1.0, 1.5, task.n_out)[:, None],
         },
     )
-    shares, log_norms = measured(look, Lags(loss_steps=1))
+    shares, log_norms, beyond = measured(look, Lags(loss_steps=1))
     found, share = log_norms["layers.0.forward.bias"], shares["layers.0.forward.bias"]
     lags = np.arange(task.length)
     np.testing.assert_allclose(found, found[0] + lags * np.log(weight), rtol=1e-12, atol=1e-9)
     assert np.abs(found).max() > 1600  # a float64 ends at exp(-745) and exp(710)
+    # a geometric series from each lag on: its largest part, which is the nearest or the farthest, and little more
+    largest = found if weight < 1 else np.full_like(found, found[-1])
+    more = np.log1p(-(1e-6 ** (task.length - lags))) - np.log1p(-1e-6)
+    np.testing.assert_allclose(beyond["layers.0.forward.bias"], largest + more, rtol=1e-12, atol=1e-9)
     # a geometric series; what is below 1e-308 of the whole is no share at all
     near = lags if weight < 1 else lags[::-1]
     expected = (1 - 1e-6) * 10.0 ** (-6 * np.minimum(near, 50))
@@ -181,6 +190,7 @@ def test_lags_beyond_a_float(make_look: MakeLook, task: Task, weight: float, bac
     assert abs(share.sum() - 1) < 1e-9
     # the state never leaves 0, so nothing of the gradient passes through the recurrent weight
     assert np.isneginf(log_norms["layers.0.forward.weight_hh"]).all()
+    assert np.isneginf(beyond["layers.0.forward.weight_hh"]).all()
     assert np.isnan(shares["layers.0.forward.weight_hh"]).all()
 
 
@@ -205,7 +215,8 @@ def test_a_diverged_model_has_no_numbers(make_look: MakeLook, value: float) -> N
     look = make_look(ADDING, RNN(hidden=H, activation="relu"))
     for name in look.params:
         look.params[name][:] = value
-    shares, log_norms = measured(look, Lags())
+    shares, log_norms, beyond = measured(look, Lags())
     for name, values in shares.items():
         assert np.isnan(values).all()
         assert np.isnan(log_norms[name]).any()
+        assert np.isnan(beyond[name]).any()

@@ -104,7 +104,7 @@ class JaxOps:
 
     def norm(self, x: Array, axis: int | None = None) -> Array:
         peak = lax.stop_gradient(jnp.max(jnp.abs(x), axis=axis, keepdims=True))
-        scale = jnp.where(peak == 0, 1.0, peak)
+        scale = jnp.where((peak == 0) | jnp.isinf(peak), 1.0, peak)  # an infinite entry makes the norm infinite
         square = jnp.sum((x / scale) ** 2, axis=axis)
         zero = square == 0
         # the root's infinite slope at 0 must not be multiplied by a zero: that would be NaN

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,7 +95,8 @@ class TorchOps:
     def norm(self, x: Array, axis: int | None = None) -> Array:
         size = x.detach().abs()
         peak = size.amax() if axis is None else size.amax(dim=axis, keepdim=True)
-        scale = torch.where(peak == 0, torch.ones_like(peak), peak)
+        # an infinite entry makes the norm infinite
+        scale = torch.where((peak == 0) | peak.isinf(), torch.ones_like(peak), peak)
         square = self.sum((x / scale) ** 2, axis=axis)
         zero = square == 0
         # the root's infinite slope at 0 must not be multiplied by a zero: that would be NaN
@@ -165,19 +165,32 @@ class TorchOps:
         return {name: value.detach() for name, value in values.items()}, pullback
 
     def jvps(self, function: Function, primals: Arrays, tangents: Arrays) -> Arrays:
-        def along(tangents: Arrays) -> Arrays:
-            derived: Arrays = torch.func.jvp(function, (primals,), (tangents,))[1]
-            return derived
-
-        with warnings.catch_warnings():
-            # torch scripts its own forward rules when they are first asked for, and warns of that
-            warnings.simplefilter("ignore", DeprecationWarning)
-            found: Arrays = torch.func.vmap(along)(tangents)
-        return found
+        # the pullback is linear in the cotangent, and its own pullback is the derivative: at 128 tangents fifty times
+        # faster than torch.func's forward mode, which takes some operations one tangent after another
+        with torch.enable_grad():
+            leaves = {name: x.detach().requires_grad_() for name, x in primals.items()}
+            values = function(leaves)
+            reached = [name for name, value in values.items() if value.requires_grad]
+            seeds = [torch.zeros_like(values[name]).requires_grad_() for name in reached]
+            back = torch.autograd.grad(
+                [values[name] for name in reached], list(leaves.values()), seeds, create_graph=True, allow_unused=True
+            )
+        taken = [(b, tangents[name]) for name, b in zip(leaves, back, strict=True) if b is not None and b.requires_grad]
+        found = torch.autograd.grad(
+            [b for b, _ in taken], seeds, [tangent for _, tangent in taken], allow_unused=True, is_grads_batched=True
+        )
+        count = next(iter(tangents.values())).shape[0]
+        derived: Arrays = {name: value.new_zeros((count, *value.shape)) for name, value in values.items()}
+        return derived | {name: g for name, g in zip(reached, found, strict=True) if g is not None}
 
     def qr(self, x: Array) -> tuple[Array, Array]:
-        q, r = torch.linalg.qr(x)
-        return q, r
+        if x.device.type != "cpu":
+            q, r = torch.linalg.qr(x)
+            return q, r
+        # what torch.linalg.qr does, without its copies: a sixth of its time at 128 columns
+        factors, tau = torch.geqrf(x)
+        columns = min(x.shape[-2:])
+        return torch.linalg.householder_product(factors[..., :columns], tau), factors[..., :columns, :].triu()
 
     def svdvals(self, x: Array) -> Array:
         return torch.linalg.svdvals(x)
