@@ -12,9 +12,11 @@ from rnnbench.cells.base import Cell
 from rnnbench.cells.gru import GRU
 from rnnbench.cells.lstm import LSTM
 from rnnbench.cells.rnn import RNN
+from rnnbench.engine.probing import probe_run
 from rnnbench.errors import BadInput
+from rnnbench.experiment import resolve
 from rnnbench.parity import TOLERANCES, compare
-from rnnbench.spec import Precision
+from rnnbench.spec import Precision, Ref, RunSpec
 from rnnbench.tasks.adding import Adding
 
 from .conftest import Build
@@ -71,3 +73,17 @@ def test_tf32_is_another_number_than_float32(build: Build) -> None:
         trainer.load(case.state)
         losses.append(trainer.inspect(case.batches[0].cast("float32"), 0.01).loss)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+def test_signals_of_the_gpu_equal_those_of_the_cpu(backend: str) -> None:
+    on_cuda(backend)
+    settings = {"task": {"name": "adding", "T": 20}, "cell": {"name": "lstm", "hidden": 6}, "backend": backend}
+    experiment = resolve(RunSpec.parse({**settings, "precision": "float64"}, ""))
+    params = experiment.network().initial(0)
+    probes = [Ref(name=name) for name in ("adjoint", "points", "spectrum", "propagator", "lags", "activity", "use")]
+    here, there = (probe_run(experiment, params, 0, probes, device=device) for device in ("cpu", "cuda"))
+    assert [signal.name for signal in here] == [signal.name for signal in there]
+    for mine, other in zip(here, there, strict=True):
+        # the smallest singular values and exponents stand on differences of large numbers
+        np.testing.assert_allclose(other.values, mine.values, rtol=1e-6, atol=1e-7, err_msg=mine.name)
