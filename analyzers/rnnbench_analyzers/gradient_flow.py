@@ -285,7 +285,9 @@ def _rate(judged: Judgement) -> str:
         gone = f", a thousandth is left after {counted(judged.horizon, 'step')}" if judged.horizon is not None else ""
         return f": it follows neither an exponential nor a power of the lag{gone}"
     if fit.model == "power" and fit.exponent is not None:
-        return f": it falls as the lag to the power {number(-fit.exponent.value)}"
+        first = f", from lag {fit.used[0]} on" if fit.used[0] > 0 else ""
+        way = "falls" if fit.exponent.value > 0 else "grows"
+        return f": it {way} as the lag to the power {number(-fit.exponent.value)}{first}"
     if fit.half_life is not None:
         return (
             f": it shrinks by {percent(-math.expm1(fit.rate.value))} a step (half-life {number(fit.half_life)} steps)"

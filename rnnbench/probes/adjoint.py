@@ -119,6 +119,9 @@ class Adjoint(Probe):
         batch = look.batch.take(slice(0, self.sequences))
         ends = loss_ends(look.program, batch, self.loss_step)
         align = _as_it_is if (ends == ends[0]).all() else partial(_aligned, ends=ends, length=batch.inputs.shape[0])
+        before = getattr(look.program.network, "before_step", None)
+        if before is not None:  # a model that draws, as for dropout, draws the same whenever it is looked at
+            before(look.step)
         found = look.lab.compute(("inputs", look.key), partial(_input_gradient, look.program), look.arrays(batch))
         at = batch.inputs.shape[0] - 1 if align is not _as_it_is else int(ends[0])
         yield recorded("adjoint.loss_step", np.asarray(at), look.step)

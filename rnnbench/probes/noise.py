@@ -118,7 +118,8 @@ def _products(program: Program, xp: Differentiable, arrays: Arrays) -> Arrays:
         return carry, pullback({"loss": xp.ones(())})
 
     _, gradients = xp.scan(body, {}, batches, count)
-    flat = xp.concat([xp.reshape(gradient, (count, -1)) for gradient in gradients.values()], axis=1)
+    # sorted: a resumed run has its parameters in another order, and sums must not tell
+    flat = xp.concat([xp.reshape(gradients[name], (count, -1)) for name in sorted(gradients)], axis=1)
     peak = -xp.amin(-xp.norm(flat, axis=1), axis=0)
     unit = flat / xp.where(peak > 0, peak, xp.ones(()))  # the square of a small gradient would underflow
     return {"gram": xp.matmul(unit, xp.transpose(unit))}

@@ -23,6 +23,9 @@ from rnnbench.xp import Arrays, Differentiable
 PIECE = 256
 """Steps that are taken at once at most; a power of two, so that few lengths need compiling."""
 
+CHUNKS = 16
+"""Chunks of Jacobians that are computed in one call at most: 64 MB."""
+
 
 class Propagator(Probe):
     """Size and shape of dS_{t+lag}/dS_t, the Jacobian of the whole state between two times.
@@ -84,7 +87,7 @@ class Propagator(Probe):
         n, lab = path.system.size, path.look.lab
         eps = float(np.finfo(STORAGE[lab.precision]).eps)
         carry = {"product": np.tile(np.eye(n), (path.size, 1, 1)), "log_scale": np.zeros(path.size)}
-        longest = chunk_steps(path.system, path.size)
+        longest = min(PIECE, chunk_steps(path.system, path.size, CHUNKS))
         kept: dict[str, list[NDArray]] = {}
         done = 0
         for lag in lags:

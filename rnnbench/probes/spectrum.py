@@ -180,20 +180,22 @@ def _by_products(dynamics: Dynamics, rows: Arrays, start: Array) -> Arrays:
     xp, (n, count) = dynamics.xp, (int(size) for size in start.shape)
     length, size = (int(extent) for extent in rows["before"].shape[:2])
     # a row of the Jacobian that is zero has no product with any direction, a column none with a random cotangent
-    cotangent = xp.broadcast_to(start[None, None, :, 0], (1, size, n))
+    flat = {name: xp.reshape(x, (length * size, *x.shape[2:])) for name, x in rows.items()}
+    taken_back = dynamics.backward(flat, xp.broadcast_to(start[None, None, :, 0], (1, length * size, n)))
+    columns = xp.reshape(_not_zero(xp, taken_back[0]), (length, size))
 
     def body(carry: Arrays, x: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
-        row = {name: each for name, each in x.items() if name != "t"}
+        row = {name: x[name] for name in rows}
         by_sequence = xp.transpose(carry["basis"])  # [batch rank n]
         tangents = xp.stack([by_sequence[each] for each in range(size)], axis=1)
         taken = dynamics.forward(row, tangents)
         reached = xp.stack([taken[:, each] for each in range(size)], axis=0)
         q, r = xp.qr(xp.transpose(reached))
-        peak = xp.amin(-xp.abs(reached), axis=-2)
-        in_use = (_not_zero(xp, peak), _not_zero(xp, dynamics.backward(row, cotangent)[0]))
-        return {"basis": q}, {"diagonal": _diagonal(xp, r), "rank": xp.minimum(*in_use)}
+        in_use = _not_zero(xp, xp.amin(-xp.abs(reached), axis=-2))
+        return {"basis": q}, {"diagonal": _diagonal(xp, r), "rank": xp.minimum(in_use, x["columns"])}
 
-    return xp.scan(body, {"basis": xp.broadcast_to(start[None], (size, n, count))}, rows, length)[1]
+    carry = {"basis": xp.broadcast_to(start[None], (size, n, count))}
+    return xp.scan(body, carry, rows | {"columns": columns}, length)[1]
 
 
 def _diagonal(xp: Differentiable, matrices: Array) -> Array:

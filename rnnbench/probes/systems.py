@@ -22,7 +22,7 @@ from rnnbench.xp import Arrays, Differentiable
 NETWORK = "network"
 """The name of the system that a whole stack makes."""
 
-CHUNK = 16 * 2**20
+CHUNK = 4 * 2**20
 """Bytes of Jacobians at a time: enough to fill the products, few enough to stay near the caches."""
 
 
@@ -229,9 +229,9 @@ class Dynamics:
         return pullback({"after": cotangents}, many=True)["before"]
 
 
-def chunk_steps(system: System, batch: int) -> int:
-    """Return how many steps' Jacobians of a batch make up a chunk: a power of two, at least one."""
-    steps = max(1, CHUNK // (8 * system.size**2 * batch))
+def chunk_steps(system: System, batch: int, chunks: int = 1) -> int:
+    """Return how many steps' Jacobians of a batch make up so many chunks: a power of two, at least one."""
+    steps = max(1, chunks * CHUNK // (8 * system.size**2 * batch))
     return 1 << (steps.bit_length() - 1)
 
 

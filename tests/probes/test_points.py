@@ -149,9 +149,6 @@ def test_points_are_spread_evenly_and_end_at_the_last_step(length: int, points: 
     assert gaps.max() - gaps.min() <= 2  # each is rounded, and the first gap begins before the first step
 
 
-# --- what must not pass
-
-
 def test_pieces_that_drop_the_output_are_caught(drawn_look: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is read of the piece's last output then has nothing added to it."""
     look = drawn_look(LSTM(hidden=H), TASKS["each"])

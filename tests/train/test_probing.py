@@ -217,9 +217,6 @@ def test_probes_belong_to_the_experiment() -> None:
     assert digest(probes=[{"name": "adjoint", "sequences": 16}]) == asked[0]  # a default that is spelled out
 
 
-# --- every update
-
-
 def hand_computed(backend: str, changes: Mapping[str, Any]) -> list[dict[str, NDArray]]:
     """Return every step's gradient before any technique, each from a step laid open."""
     run = prepare(backend, **changes)
@@ -270,9 +267,6 @@ def test_without_techniques_only_the_norm_is_followed(backend: str) -> None:
     norms = run.updates()["updates.grad_norm"]
     for step, value in run.values("train", "grad_norm").items():
         assert norms[step - 1] == value
-
-
-# --- runs that end badly, and the time it takes
 
 
 DIVERGING: dict[str, Any] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from rnnbench.arrays import Array, NDArray
 from rnnbench.backends.base import STORAGE
@@ -48,7 +49,10 @@ class JaxLab:
             _COMPILED[full] = compiled
             while len(_COMPILED) > KEPT_FUNCTIONS:
                 del _COMPILED[next(iter(_COMPILED))]
-            return {name: np.array(value) for name, value in compiled(sent).items()}
+            # XLA factorizes on the CPU by SciPy's BLAS, whose own threads wait for one another by spinning: on a busy
+            # machine fifty times slower than one thread at a probe's sizes
+            with threadpool_limits(1, user_api="blas"):
+                return {name: np.array(value) for name, value in compiled(sent).items()}
 
 
 def forget_labs() -> None:

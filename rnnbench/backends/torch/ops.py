@@ -145,28 +145,30 @@ class TorchOps:
             values = function(leaves)
 
         def pullback(cotangents: Arrays, many: bool = False) -> Arrays:
-            reached = [name for name in cotangents if values[name].requires_grad]
+            reached = {name: cotangents[name] for name in cotangents if values[name].requires_grad}
+
+            def back(given: Arrays) -> Arrays:
+                found = torch.autograd.grad(
+                    [values[name] for name in given],
+                    list(leaves.values()),
+                    list(given.values()),
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                return _zeros_for_none(leaves, found)
+
+            if reached:
+                # not is_grads_batched, which takes tanh and others one cotangent after another
+                derived: Arrays = torch.func.vmap(back)(reached) if many else back(reached)
+                return derived
             count = (next(iter(cotangents.values())).shape[0],) if many else ()
-            if not reached:
-                return {name: x.new_zeros((*count, *x.shape)) for name, x in leaves.items()}
-            found = torch.autograd.grad(
-                [values[name] for name in reached],
-                list(leaves.values()),
-                [cotangents[name] for name in reached],
-                retain_graph=True,
-                allow_unused=True,
-                is_grads_batched=many,
-            )
-            return {
-                name: x.new_zeros((*count, *x.shape)) if gradient is None else gradient
-                for (name, x), gradient in zip(leaves.items(), found, strict=True)
-            }
+            return {name: x.new_zeros((*count, *x.shape)) for name, x in leaves.items()}
 
         return {name: value.detach() for name, value in values.items()}, pullback
 
     def jvps(self, function: Function, primals: Arrays, tangents: Arrays) -> Arrays:
         # the pullback is linear in the cotangent, and its own pullback is the derivative: at 128 tangents fifty times
-        # faster than torch.func's forward mode, which takes some operations one tangent after another
+        # faster than torch.func.jvp, which takes some operations one tangent after another
         with torch.enable_grad():
             leaves = {name: x.detach().requires_grad_() for name, x in primals.items()}
             values = function(leaves)
@@ -175,13 +177,17 @@ class TorchOps:
             back = torch.autograd.grad(
                 [values[name] for name in reached], list(leaves.values()), seeds, create_graph=True, allow_unused=True
             )
-        taken = [(b, tangents[name]) for name, b in zip(leaves, back, strict=True) if b is not None and b.requires_grad]
-        found = torch.autograd.grad(
-            [b for b, _ in taken], seeds, [tangent for _, tangent in taken], allow_unused=True, is_grads_batched=True
-        )
+        linear = {name: b for name, b in zip(leaves, back, strict=True) if b is not None and b.requires_grad}
+
+        def along(given: Arrays) -> Arrays:
+            found = torch.autograd.grad(
+                list(linear.values()), seeds, [given[name] for name in linear], retain_graph=True, allow_unused=True
+            )
+            return _zeros_for_none({name: values[name] for name in reached}, found)
+
         count = next(iter(tangents.values())).shape[0]
         derived: Arrays = {name: value.new_zeros((count, *value.shape)) for name, value in values.items()}
-        return derived | {name: g for name, g in zip(reached, found, strict=True) if g is not None}
+        return derived | (torch.func.vmap(along)(tangents) if linear else {})
 
     def qr(self, x: Array) -> tuple[Array, Array]:
         if x.device.type != "cpu":
@@ -208,3 +214,11 @@ class TorchOps:
 def _rounded(x: torch.Tensor) -> torch.Tensor:
     """Round to bfloat16 and back: the product of two such numbers is exact in float32, its sum is float32's."""
     return x.to(torch.bfloat16).to(torch.float32)
+
+
+def _zeros_for_none(like: Mapping[str, torch.Tensor], found: Sequence[torch.Tensor | None]) -> Arrays:
+    """Name derivatives; of what nothing depends on they are zero."""
+    return {
+        name: torch.zeros_like(x) if derivative is None else derivative
+        for (name, x), derivative in zip(like.items(), found, strict=True)
+    }
