@@ -129,8 +129,12 @@ def _rates(system: System, xp: Differentiable, arrays: Arrays) -> Arrays:
     follow = _by_products if 2 * count <= n else _by_jacobians
     found = follow(dynamics, rows, arrays["start"])
     rates = xp.log(xp.abs(found["diagonal"]))
-    # what lies beyond the rank is zero, of which a factorization leaves rounding
-    within = xp.asarray(list(range(count))) < found["rank"][..., None]
+    # what lies beyond the rank is zero, of which a factorization leaves rounding: a step hands on no more directions
+    # than it has rows that are not zero, nor than it reads of those that the step before handed on
+    written, read = found["rows"], found["columns"]
+    before = xp.concat([xp.ones((1, *written.shape[1:])), written[:-1]], axis=0)
+    rank = xp.minimum(xp.sum(written, axis=-1), xp.sum(read * before, axis=-1))
+    within = xp.asarray(list(range(count))) < rank[..., None]
     kept = {"rates": xp.where(within, rates, xp.log(xp.zeros(rates.shape)))}
     return kept | {name: found[name] for name in ("log_det",) if name in found}
 
@@ -139,7 +143,8 @@ def _by_jacobians(dynamics: Dynamics, rows: Arrays, start: Array) -> Arrays:
     """Follow directions by whole Jacobians, computed for many steps at once.
 
     Returns:
-        ``diagonal`` of R [time batch rank], ``rank`` [time batch] that a step has at most, ``log_det`` [time batch].
+        ``diagonal`` of R [time batch rank]; ``rows`` and ``columns`` [time batch n], 1 for those of the Jacobian that
+        are not zero, else 0; where all exponents are computed, ``log_det`` [time batch].
     """
     xp, (n, count) = dynamics.xp, (int(size) for size in start.shape)
     length, size = (int(extent) for extent in rows["before"].shape[:2])
@@ -154,8 +159,8 @@ def _by_jacobians(dynamics: Dynamics, rows: Arrays, start: Array) -> Arrays:
 
         carry, found = xp.scan(body, carry, {"jacobian": jacobians}, int(jacobians.shape[0]))
         shrunk = -xp.abs(jacobians)
-        in_use = (_not_zero(xp, xp.amin(shrunk, axis=-1)), _not_zero(xp, xp.amin(shrunk, axis=-2)))
-        found["rank"] = xp.minimum(*in_use)
+        found["rows"] = xp.floats(xp.amin(shrunk, axis=-1) != 0)
+        found["columns"] = xp.floats(xp.amin(shrunk, axis=-2) != 0)
         if count == n:
             found["log_det"] = xp.log_abs_det(jacobians)
         return carry, found
@@ -175,14 +180,14 @@ def _by_products(dynamics: Dynamics, rows: Arrays, start: Array) -> Arrays:
     """Follow a few directions by Jacobian-vector products: cheaper for less than half of all.
 
     Returns:
-        ``diagonal`` and ``rank`` as `_by_jacobians` has them.
+        ``diagonal``, ``rows`` and ``columns`` as `_by_jacobians` has them.
     """
     xp, (n, count) = dynamics.xp, (int(size) for size in start.shape)
     length, size = (int(extent) for extent in rows["before"].shape[:2])
     # a row of the Jacobian that is zero has no product with any direction, a column none with a random cotangent
     flat = {name: xp.reshape(x, (length * size, *x.shape[2:])) for name, x in rows.items()}
     taken_back = dynamics.backward(flat, xp.broadcast_to(start[None, None, :, 0], (1, length * size, n)))
-    columns = xp.reshape(_not_zero(xp, taken_back[0]), (length, size))
+    columns = xp.reshape(xp.floats(taken_back[0] != 0), (length, size, n))
 
     def body(carry: Arrays, x: Mapping[str, Array]) -> tuple[Arrays, Arrays]:
         row = {name: x[name] for name in rows}
@@ -191,22 +196,17 @@ def _by_products(dynamics: Dynamics, rows: Arrays, start: Array) -> Arrays:
         taken = dynamics.forward(row, tangents)
         reached = xp.stack([taken[:, each] for each in range(size)], axis=0)
         q, r = xp.qr(xp.transpose(reached))
-        in_use = _not_zero(xp, xp.amin(-xp.abs(reached), axis=-2))
-        return {"basis": q}, {"diagonal": _diagonal(xp, r), "rank": xp.minimum(in_use, x["columns"])}
+        written = xp.floats(xp.amin(-xp.abs(reached), axis=-2) != 0)
+        return {"basis": q}, {"diagonal": _diagonal(xp, r), "rows": written}
 
     carry = {"basis": xp.broadcast_to(start[None], (size, n, count))}
-    return xp.scan(body, carry, rows | {"columns": columns}, length)[1]
+    return xp.scan(body, carry, rows, length)[1] | {"columns": columns}
 
 
 def _diagonal(xp: Differentiable, matrices: Array) -> Array:
     """Return the diagonals [batch k] of matrices [batch k k]."""
     batch, k = (int(size) for size in matrices.shape[:2])
     return xp.reshape(matrices, (batch, k * k))[:, :: k + 1]
-
-
-def _not_zero(xp: Differentiable, x: Array) -> Array:
-    """Return how many entries of the last axis are not zero, as floats."""
-    return xp.sum(xp.floats(x != 0), axis=-1)
 
 
 def _weights(look: Look, network: Network) -> Iterator[Signal]:

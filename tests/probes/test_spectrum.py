@@ -244,24 +244,21 @@ def test_dead_units_have_exponents_of_minus_infinity(make_look: MakeLook, backen
     assert np.isfinite(leading[:, :3]).all()
 
 
+@pytest.mark.parametrize("count", [3, 6])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_few_directions_tell_how_many_units_live(make_look: MakeLook, backend: str) -> None:
-    """One unit is alive; of another all that is dead is that nothing reads it."""
-    params = {f"{LAYER}.bias": np.array([50.0, 50.0, -50.0, -50.0, -50.0])}
-    params[f"{LAYER}.weight_hh"] = 0.1 * stream(0, "test/few").standard_normal((5, 5)) * np.array([1, 0, 1, 1, 1.0])
-    look = make_look(TASK, RNN(hidden=5, activation="relu"), backend=backend, params=params, sequences=2)
-    exponents = values(measured(look, Spectrum(exponents=2)), "exponents")
-    assert np.isfinite(exponents[:, 0]).all()
-    assert np.isneginf(exponents[:, 1]).all()
-    # rows alone leave two
-    look = make_look(
-        TASK,
-        RNN(hidden=5, activation="relu"),
-        backend=backend,
-        params=params | {f"{LAYER}.weight_hh": 0.1 * stream(0, "test/few").standard_normal((5, 5))},
-        sequences=2,
-    )
-    assert np.isfinite(values(measured(look, Spectrum(exponents=2)), "exponents")).all()
+def test_what_nothing_reads_is_lost_too(make_look: MakeLook, backend: str, count: int) -> None:
+    """Three of seven units live, and one of them is read by none: two directions remain."""
+    weight = 0.1 * stream(0, "test/few").standard_normal((7, 7))
+    params = {f"{LAYER}.bias": np.array([50.0, 50, 50, -50, -50, -50, -50]), f"{LAYER}.weight_hh": weight}
+
+    def exponents() -> NDArray:
+        cell = RNN(hidden=7, activation="relu")
+        look = make_look(TASK, cell, backend=backend, params=params, sequences=2)
+        return values(measured(look, Spectrum(exponents=count)), "exponents")
+
+    assert np.isfinite(exponents()).tolist() == [[rank < 3 for rank in range(count)]] * 2
+    weight[:, 1] = 0.0
+    assert np.isfinite(exponents()).tolist() == [[rank < 2 for rank in range(count)]] * 2
 
 
 def test_all_dead_is_minus_infinity_alone(make_look: MakeLook) -> None:

@@ -364,10 +364,12 @@ def by_complex_step(look: Look, line_up: bool = True) -> dict[str, NDArray]:
 def by_differences(look: Look, first: float = 0.04) -> tuple[dict[str, NDArray], dict[str, NDArray]]:
     """Return ``adjoint.vector`` by central differences, extrapolated thrice (Richardson), and how far off it may be.
 
-    The error is estimated by the last extrapolation's own step, and by rounding: each loss is off by some units of its
-    last place, and the smallest difference divides that by the smallest step.
+    The error is estimated by the last extrapolation's own step, and by rounding: each loss is off by some units in the
+    last place of what it is computed from, and the smallest difference divides that by the smallest step.
     """
-    xp, ends = NumpyOps(), last_steps(look)
+    xp, ends, batch = NumpyOps(), last_steps(look), look.batch
+    plain = look.program.network.forward(xp, look.params, look.buffers, batch.inputs, batch.lengths, training=True)
+    largest = np.abs(plain.outputs).max() / batch.mask.sum()
     found: dict[str, NDArray] = {}
     error: dict[str, NDArray] = {}
     for name in look.program.network.state_shapes(1):
@@ -376,7 +378,7 @@ def by_differences(look: Look, first: float = 0.04) -> tuple[dict[str, NDArray],
             steps = [first / 2**k for k in range(4)]
             pairs = [[_losses_of_shifted(look, xp, name, b, s * h) for s in (1, -1)] for h in steps]
             row = [(up - down) / (2 * h) for h, (up, down) in zip(steps, pairs, strict=True)]
-            size = max(np.abs(loss).max() for pair in pairs for loss in pair)
+            size = max(largest, *(np.abs(loss).max() for pair in pairs for loss in pair))
             for order in (2, 4, 6):
                 before, row = (
                     row,
