@@ -23,7 +23,19 @@ PACKAGES = (ROOT / "rnnbench", ROOT / "suites" / "rnnbench_suites", ROOT / "anal
 MODULES = sorted(path for package in PACKAGES for path in package.rglob("*.py"))
 
 LAYERS = (
-    ("errors", "arrays", "streams", "component", "spec", "record", "signals", "findings", "evidence", "xp", "initialize"),
+    (
+        "errors",
+        "arrays",
+        "streams",
+        "component",
+        "spec",
+        "record",
+        "signals",
+        "findings",
+        "evidence",
+        "xp",
+        "initialize",
+    ),
     ("registry", "tasks", "cells", "techniques", "objectives"),
     ("backends", "probes", "store", "stats", "suite", "experiment", "context"),
     ("train", "engine", "diagnosis", "parity", "analysis"),

@@ -226,9 +226,14 @@ def _transient(evidence: Evidence, system: str, first: bool, exponent: float) ->
         if norm is None or lag is None:
             continue
         along = np.asarray(norm.values, dtype=np.float64)
-        if not along.size or not np.isfinite(along).all() or not np.isfinite(lag.values).all():
+        known = np.isfinite(along)
+        known &= known.all(axis=2, keepdims=True)  # an origin has no propagator over lags that leave the sequence
+        count = known.sum(axis=(0, 2))
+        if not count.any() or not np.isfinite(lag.values).all():
             continue
-        mean = along.mean(axis=(0, 2)) - exponent * np.asarray(lag.values, dtype=np.float64)
+        total = np.where(known, along, 0.0).sum(axis=(0, 2))
+        mean = np.where(count > 0, total / np.maximum(count, 1), -np.inf)
+        mean -= exponent * np.asarray(lag.values, dtype=np.float64)
         best = int(np.argmax(mean))
         peaks.append(float(mean[best]))
         lags.append(float(lag.values[best]))

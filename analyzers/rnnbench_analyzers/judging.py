@@ -126,7 +126,7 @@ def number(value: float, digits: int = 2) -> str:
     """Return two significant digits, and all that stand before the point: 0.074, 61, 784, 2.1e-07."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    whole = 10**digits <= abs(value) < 1e5
+    whole = 10**digits - 0.5 <= abs(value) < 1e5  # what rounds up to it too: 99.6 is 100, not 1e+02
     return f"{value:.0f}" if whole else f"{value:.{digits}g}"
 
 

@@ -102,14 +102,15 @@ def three_numbers(evidence: Evidence) -> ThreeNumbers:
     known = evidence.lag is not None or evidence.context.get("need") is not None
     need, words = needed_lag(evidence)
     reaches, uses = _by_seed(evidence, reach_of), _by_seed(evidence, use_of)
+    most = evidence.length - 1.0 if evidence.length else math.inf  # no lag is longer than the sequence
     steps = [
         step for run in evidence.runs for kind in (LOGIT_INPUT, "use.output_change") for step in run.signals.steps(kind)
     ]
     return ThreeNumbers(
         need=need if known else None,
         words=words,
-        reach=over_seeds((lag for lag, _ in reaches.values()), least=0.0),
-        use=over_seeds((lag for lag, _ in uses.values()), least=0.0),
+        reach=over_seeds((lag for lag, _ in reaches.values()), 0.0, most),
+        use=over_seeds((lag for lag, _ in uses.values()), 0.0, most),
         reach_by_seed={seed: lag for seed, (lag, _) in reaches.items()},
         use_by_seed={seed: lag for seed, (lag, _) in uses.items()},
         open_reach=tuple(seed for seed, (_, farther) in reaches.items() if farther),
