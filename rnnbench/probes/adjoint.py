@@ -111,9 +111,7 @@ class Adjoint(Probe):
             with np.errstate(invalid="ignore"):
                 for name, values in states.items():
                     of = f"{scope.name}.{name}"
-                    # where nothing reaches the outputs at all, every share of it is zero too
-                    share = np.where(np.isneginf(reference), -np.inf, values - reference)
-                    yield recorded("adjoint.logit_log_norm", align(share, of), look.step, of)
+                    yield recorded("adjoint.logit_log_norm", align(values - reference, of), look.step, of)
         yield recorded("adjoint.logit_input_log_norm", align(frobenius["input"], ""), look.step)
 
     def _inputs_only(self, look: Look) -> Iterator[Signal]:
