@@ -105,11 +105,11 @@ class Arm:
 
     @property
     def headline(self) -> str:
-        """The worst finding in plain words; what is worth knowing only is no headline where something went well."""
+        """The worst finding in plain words; what is only worth knowing is no headline where the task was learned."""
         if not self.findings:
             return "no findings: nothing that was recorded is read by any analyzer"
-        well = [found for found in self.findings if found.severity is Severity.OK]
-        first = well[0] if well and self.findings[0].severity is Severity.INFO else self.findings[0]
+        learned = [found for found in self.findings if found.code == "task-learned"]
+        first = learned[0] if learned and self.findings[0].severity is Severity.INFO else self.findings[0]
         if first.severity is Severity.OK and first is self.findings[0]:
             return "nothing is wrong by what was measured"
         title = CODES[first.code].title if first.code in CODES else first.claim
@@ -225,7 +225,7 @@ def analyze(
         BadInput: when there is no such folder, no run in it, or no such name.
     """
     asked = Asked(
-        None if probes is None else tuple(_ref(probe) for probe in probes),
+        None if probes is None else tuple(_ref(probe) for probe in ([probes] if isinstance(probes, str) else probes)),
         parameters,
         None if analyzers is None else tuple(analyzers),
         context,
@@ -280,9 +280,10 @@ class _Analysis:
         root = folders[0].path.parent.parent if folders else Path()
         self._keeper = Keeper(Probed(root), self._result.notes.append)
         self._analyzers = self._loaded()
-        self._unmeasured: Counter[str] = Counter()
+        self._lacks: Counter[str] = Counter()
+        self._noted: Counter[str] = Counter()
         self._broken: dict[tuple[str, str], list[str]] = {}
-        self._measured = 0
+        self._served = self._unserved = 0
         self._contexts: dict[str, dict[str, Any]] = {}
         self._runs = self._ended(folders)
         measures = asked.probes is None or asked.probes
@@ -323,7 +324,9 @@ class _Analysis:
         if unfinished:
             self._result.notes.append(f"{_runs(unfinished)} passed over, not finished or failed")
         if unfinished == len(folders):
-            raise BadInput(f"none of the {_runs(len(folders))} has ended; `rnnbench results list` shows where they are")
+            raise BadInput(
+                f"none of the {_runs(len(folders))} has ended; --parameters checkpoint looks at what they have by now"
+            )
         return found
 
     def _goes_on(self, record: RunRecord) -> bool:
@@ -377,11 +380,12 @@ class _Analysis:
         signals = folder.signals()
         metrics = folder.metrics().to_pandas()
         if self._on_demand is not None:
-            signals, reason = self._on_demand.signals(folder, record, signals)
-            if reason:
-                self._unmeasured[reason] += 1
-            else:
-                self._measured += 1
+            measured = self._on_demand.signals(folder, record, signals)
+            signals = measured.signals
+            self._lacks.update(measured.lacks)
+            self._served += measured.served
+            self._unserved += not measured.served
+        self._noted.update(record.notes)
         metric = record.summary.metric or ""
         return Observed(
             digest=record.digest,
@@ -454,16 +458,18 @@ class _Analysis:
             yield from found
 
     def _conclude(self) -> None:
-        """Say how many runs could not be measured, by reason, and which analyzers failed.
+        """Say what failed while the runs ran, how many could not be measured, by reason, and which analyzers failed.
 
         Raises:
             BadInput: when probes were asked for by name and not one run could be measured.
         """
-        if self._asked.probes and self._unmeasured and not self._measured:
-            reason, count = self._unmeasured.most_common(1)[0]
-            raise BadInput(f"probe: none of {_runs(sum(self._unmeasured.values()))} could be measured; {reason}")
-        for reason, count in self._unmeasured.most_common():
-            self._result.notes.append(f"{_runs(count)} not measured: {reason}")
+        if self._asked.probes and self._unserved and not self._served:
+            reason = self._lacks.most_common(1)[0][0].partition(": ")[2]
+            raise BadInput(f"probe: none of {_runs(self._unserved)} could be measured; {reason}")
+        for line, count in self._noted.most_common():
+            self._result.notes.append(f"{_runs(count)}: {_plain(line, 1000)}")
+        for reason, count in self._lacks.most_common():
+            self._result.notes.append(f"{_runs(count)} {reason}")
         for (name, reason), subjects in self._broken.items():
             where = subjects[0] if len(subjects) == 1 else f"{len(subjects)} arms, the first {subjects[0]}"
             self._result.notes.append(f"analyzer {name} failed on {where}; {reason}")
@@ -557,10 +563,10 @@ def _derived_labels(groups: Sequence[list[_Run]]) -> list[str]:
     return labels
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, limit: int = 120) -> str:
     """Return a name as one line of printable text, cut where it is very long: records may hold anything."""
     line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in " ".join(text.split()))
-    return line if len(line) <= 120 else f"{line[:117]}…"
+    return line if len(line) <= limit else f"{line[: limit - 3]}…"
 
 
 def draw_pictures(arms: Sequence[Arm], folder: Path, kind: PictureFormat, notes: list[str]) -> list[Path]:
@@ -590,7 +596,7 @@ def draw_pictures(arms: Sequence[Arm], folder: Path, kind: PictureFormat, notes:
             if data is not None:
                 make_folders(folder)
                 target = folder / f"{start}{_file_part(name)}.{kind}"
-                write_file(target, data)
+                write_file(target, data, "--plots")
                 written.append(target)
     return written
 

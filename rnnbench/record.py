@@ -205,6 +205,7 @@ class RunRecord(Frozen):
     baselines: dict[str, dict[str, float | None]] = Field({}, description="metric -> baseline -> value")
     resumed: tuple[Count, ...] = Field((), description="the steps that the run was resumed at")
     resumed_inexact: tuple[str, ...] = Field((), description="why a resumed run may differ from an unbroken one")
+    notes: tuple[str, ...] = Field((), description="what did not work and did not end the run, a line each")
     files: dict[str, FileHash] = Field({}, description="every file beside this one")
     left_out: dict[str, FileHash] = Field({}, description="files that a lean record does not carry")
     created: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z$")]
@@ -225,6 +226,13 @@ class RunRecord(Frozen):
     @classmethod
     def _one_line(cls, value: Any) -> Any:
         return " ".join(value.split())[:1000] if isinstance(value, str) else value
+
+    @field_validator("notes", mode="before")
+    @classmethod
+    def _lines(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or not all(isinstance(line, str) for line in value):
+            return value
+        return tuple(" ".join(line.split())[:1000] for line in value)
 
     @field_validator("files", "left_out")
     @classmethod

@@ -19,6 +19,8 @@ FEWEST_LAGS = 8
 REJECTED = 0.01
 TOLERATED = 0.05  # ln: a gradient that is 5% off changes no decision
 TOLERATED_SHARE = 0.02
+FOLLOWED = math.log(1.5)  # a law that is off by more than half, and by a tenth of the range, describes nothing
+FOLLOWED_SHARE = 0.1
 TRANSIENT_PART = 10  # a tenth of the lags, at most
 POWER_SPAN = 30
 LEAST_REGIME = 3
@@ -58,14 +60,13 @@ class Decay:
 
     Attributes:
         model: what the log-norm follows: ``exponential`` (a line), ``power`` (-alpha ln(1 + lag)), ``neither`` where
-            both are rejected at 1%, ``undecided`` where neither is.
+            both are rejected at 1%, ``undecided`` where neither is, or where the one that is not lies farther off than
+            the other, or too far to be called the profile's law.
         rate: mean increment of the mean log-norm per step of lag over `used` [ln/step]; negative where the gradient
             decays on its way back.
-        half_life: steps of lag that halve it; None unless the rate's interval lies below 0 and an exponential is not
-            rejected.
-        doubling: steps of lag that double it; None unless the rate's interval lies above 0 and an exponential is not
-            rejected.
-        exponent: alpha of the power law; None where a power law is rejected.
+        half_life: steps of lag that halve it; None unless it follows an exponential whose rate's interval lies below 0.
+        doubling: steps of lag that double it; None unless it follows an exponential whose rate's interval lies above 0.
+        exponent: alpha of the power law; None unless it follows one.
         horizon: smallest lag from which on at most `left` of the value at lag 0 is left, in the median profile over
             seeds; None if never.
         horizon_by_seed: the same for each seed by itself, in the order given.
@@ -259,14 +260,19 @@ def decay(profiles: Sequence[NDArray], left: float = 1e-3, level: float = 0.95, 
     p < 0.01 if its misfit matters too: more than 0.05 ln and more than 2% of the profile's range. A profile free of
     noise would otherwise reject any model for a difference that nobody acts on.
 
+    What is not rejected is not therefore a law: slow noise forgives nearly everything. The model that is left stands
+    only if its misfit is no larger than the other's and at most ln 1.5, or a tenth of the profile's range where that is
+    more. The profile is undecided else.
+
     Of simulated profiles with Gaussian autoregressive noise the tests reject a true model in 0 to 2% of cases from 200
     lags on; in up to 4% of those with fewer lags and an autocorrelation of 0.5, and up to 10% at 0.8, where 20 to 100
     lags hold two to eleven independent stretches.
 
     The first lags are often a transient: the gradient arrives in the readout's directions and turns to those that last.
     All lags are tried first. Where both models are rejected the first 1, 2, 4, ... lags are left out, up to a tenth of
-    them, until a model stands; `used` tells. A power law must then still span a factor of 30 in 1 + lag, since a short
-    piece of it fits many curves. With neither, the rate is that over all lags, a mean and no law.
+    them, until a model stands, or until neither is rejected; `used` tells. A power law must then still span a factor of
+    30 in 1 + lag, since a short piece of it fits many curves. With neither, the rate is that over all lags, a mean and
+    no law.
 
     Args:
         profiles: mean over the batch of the log-norm at each lag [lag], one array a seed. What follows the first value
@@ -293,17 +299,17 @@ def decay(profiles: Sequence[NDArray], left: float = 1e-3, level: float = 0.95, 
     fits = ((skip, _fit(increments[:, skip:], skip, float(rounding), level, seed)) for skip in skips)
     start, fit = first = next(fits)
     if fit.model == "neither":
-        start, fit = next((tried for tried in fits if _stands(tried[1].model, lags / (tried[0] + 1))), first)
+        start, fit = next((tried for tried in fits if _stands(tried[1], lags / (tried[0] + 1))), first)
     model = fit.model
     spans = [part[start:lags] for part in finite if len(part) - start >= FEWEST_LAGS]
     rate = block_bootstrap([np.diff(span) for span in spans], level=level, seed=seed)
-    exponential = model in ("exponential", "undecided")
+    exponential = model == "exponential"
     return Decay(
         model=model,
         rate=rate,
         half_life=math.log(2) / -rate.value if exponential and rate.high < 0 else None,
         doubling=math.log(2) / rate.value if exponential and rate.low > 0 else None,
-        exponent=fit.exponent if model in ("power", "undecided") else None,
+        exponent=fit.exponent if model == "power" else None,
         horizon=horizon(_median_profile(arrays), left),
         horizon_by_seed=tuple(horizon(profile, left) for profile in arrays),
         left=left,
@@ -515,11 +521,6 @@ def _common_autocorrelation(centered: Sequence[NDArray]) -> float:
     return float(np.average(each, weights=[len(row) for row in long]))
 
 
-def _stands(model: Model, span: float) -> bool:
-    """Tell whether a model is accepted once a transient is left out; a power law must span `span` times in 1 + lag."""
-    return model != "neither" and (model != "power" or span >= POWER_SPAN)
-
-
 @dataclass(frozen=True)
 class _Model:
     p: float
@@ -533,12 +534,24 @@ class _Fit:
     power: _Model
     exponent: Interval
     autocorrelation: float
+    followed: float  # misfit up to which a model describes the profile [ln]
 
     @property
     def model(self) -> Model:
-        if self.exponential.rejected:
-            return "neither" if self.power.rejected else "power"
-        return "exponential" if self.power.rejected else "undecided"
+        if self.exponential.rejected and self.power.rejected:
+            return "neither"
+        if self.exponential.rejected and self.power.misfit <= min(self.exponential.misfit, self.followed):
+            return "power"
+        if self.power.rejected and self.exponential.misfit <= min(self.power.misfit, self.followed):
+            return "exponential"
+        return "undecided"
+
+
+def _stands(fit: _Fit, span: float) -> bool:
+    """Tell whether a fit without the first lags, over a factor of `span` in 1 + lag, says more than that over all."""
+    if fit.model == "undecided":
+        return not fit.exponential.rejected and not fit.power.rejected
+    return fit.model == "exponential" or (fit.model == "power" and span >= POWER_SPAN)
 
 
 class _Curves:
@@ -636,13 +649,14 @@ def _fit(increments: NDArray, start: int, rounding: float, level: float, seed: i
 
     exponent = _exponent(increments, curves, float(phi[0]), rounding, level)
     profile = np.concatenate([[0.0], np.cumsum(mean)])
-    tolerated = max(TOLERATED, TOLERATED_SHARE * float(np.ptp(profile)))
+    height = float(np.ptp(profile))
+    tolerated = max(TOLERATED, TOLERATED_SHARE * height)
     models = []
     for p, expected in zip(p_values, (np.full(n, mean.mean()), exponent.value * curves.power), strict=True):
         left = mean - expected
         misfit = float(np.ptp(np.concatenate([[0.0], np.cumsum(left)]))) / 2
         models.append(_Model(p, misfit, p < REJECTED and misfit > tolerated))
-    return _Fit(models[0], models[1], exponent, float(phi[0]))
+    return _Fit(models[0], models[1], exponent, float(phi[0]), max(FOLLOWED, FOLLOWED_SHARE * height))
 
 
 def _exponent(increments: NDArray, curves: _Curves, phi: float, rounding: float, level: float) -> Interval:

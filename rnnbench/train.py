@@ -57,8 +57,13 @@ class Prober(Protocol):
     def compile_seconds(self) -> float:
         """Spent compiling so far."""
 
-    def __call__(self, state: TrainState) -> Iterable[Signal]:
-        """Return what is to be recorded of the model in this state."""
+    def __call__(
+        self, state: TrainState, interrupted: Callable[[], bool], dropped: dict[str, str]
+    ) -> Iterable[Signal] | None:
+        """Return what is to be recorded of the model in this state, or None where an interruption broke it off.
+
+        `dropped` says why probes are not run any more, by name; one that fails is put there.
+        """
 
 
 @dataclass
@@ -70,12 +75,13 @@ class Progress:
         seconds: spent in the loop before this process, evaluation and compilation included.
         eval_seconds, data_seconds, compile_seconds, probe_seconds: parts of it.
         probed_step: the last step at which the model was probed.
+        dropped: probes that failed and are not run any more, by name, with a line on how.
         loss_sum, loss_steps: of the training loss since the last recorded step.
         passed: consecutive looks that have passed the stopping threshold.
         steps_to_solve: the step at which the last of them fell, once there are enough.
         first_bad_step: the first step whose loss, or a recorded gradient norm, was not finite.
         scored: the last scores by split and metric, of step `scored_step`.
-        looked_step: the last step at which something was recorded or scored.
+        looked_step: the last step at which something was recorded or scored; a look of probes alone does not count.
         best: step and selecting score of the best scoring so far, with the scores of that moment.
         extra: what else a checkpoint is to hold.
     """
@@ -87,6 +93,7 @@ class Progress:
     compile_seconds: float = 0.0
     probe_seconds: float = 0.0
     probed_step: int | None = None
+    dropped: dict[str, str] = field(default_factory=dict)
     loss_sum: float = 0.0
     loss_steps: int = 0
     passed: int = 0
@@ -122,7 +129,7 @@ class Hooks:
     """What surrounds the loop.
 
     Attributes:
-        interrupted: asked between dispatches; True makes the loop save a checkpoint and return.
+        interrupted: asked between dispatches and between probes; True makes the loop save a checkpoint and return.
         report: told of progress.
         probe: looks at the model, and returns signals; None where nothing is probed.
         describe: what else a checkpoint is to say of the run as it stands.
@@ -162,7 +169,9 @@ def train(
 
     if progress.scored_step is None:
         book.score()
-    book.probe()
+    if not book.probe():
+        book.save()
+        return Status.INTERRUPTED
     while True:
         ended = book.ended(last)
         if ended is not None:
@@ -192,11 +201,14 @@ def train(
         while under_way:
             book.take(under_way.popleft())
         pace.learn(book.taken)
-        if progress.step == goal:
-            book.look()
+        if progress.step == goal and not book.look():
+            book.save()
+            return Status.INTERRUPTED
         hooks.report(book.event())
 
-    book.finish()
+    if not book.finish():
+        book.save()
+        return Status.INTERRUPTED
     return ended
 
 
@@ -223,7 +235,9 @@ class _Book:
         self._recorded = _Schedule(self.spec.record.per_decade, experiment.steps, progress.step)
         self._probe = hooks.probe
         self._describe = hooks.describe
-        self._probed = _Schedule(self.spec.record.probes_per_decade, experiment.steps, progress.step)
+        self._interrupted = hooks.interrupted
+        # counted from the last look that was taken: one that an interruption broke off is due at once
+        self._probed = _Schedule(self.spec.record.probes_per_decade, experiment.steps, progress.probed_step or 0)
         self._follows = any(each.in_training for each in experiment.probes)
         self._history: dict[str, list[NDArray]] = {}
         self._began = time.perf_counter() - progress.seconds
@@ -235,7 +249,7 @@ class _Book:
         self._threshold_better = experiment.metric_of(stop.metric).better if stop else "lower"
 
     def next_look(self, last: int | None) -> int:
-        """Return the next step at which something is recorded or scored."""
+        """Return the next step at which something is recorded, scored or probed."""
         every = self.spec.eval.every
         scored = (self.progress.step // every + 1) * every
         schedules = [self._recorded, *([self._probed] if self._probe else [])]
@@ -268,10 +282,12 @@ class _Book:
             for offset, value in enumerate(numbers[stop.metric], start=self.taken - len(losses) + 1):
                 self._judge(float(value), offset)
 
-    def look(self) -> None:
-        """Record the present step, and score it where that is due."""
+    def look(self) -> bool:
+        """Record, score and probe the present step where that is due; False where an interruption broke it off."""
         progress, step = self.progress, self.progress.step
-        progress.looked_step = step
+        due = step % self.spec.eval.every == 0 or step == self.experiment.steps
+        if due or self._recorded.due(step):
+            progress.looked_step = step  # not of probes: where they look must not decide where a run ends
         if self._recorded.due(step):
             norm = self._last["grad_norm"]
             if progress.first_bad_step is None and not math.isfinite(norm):
@@ -280,30 +296,36 @@ class _Book:
             progress.loss_sum, progress.loss_steps = 0.0, 0
             self._keep_history()
             self._recorded.passed(step)
-        due = step % self.spec.eval.every == 0 or step == self.experiment.steps
         if due and progress.first_bad_step is None and progress.scored_step != step:
             self.score()
-        if self._probed.due(step):
-            self.probe()
-            self._probed.passed(step)
+        return self.probe()
 
-    def probe(self) -> None:
-        """Look at the model as it stands, unless that has been done or its numbers are not finite any more."""
+    def probe(self) -> bool:
+        """Look at the model as it stands, unless that is not due or its numbers are not finite any more.
+
+        Returns:
+            False where an interruption broke the look off; nothing of it is recorded, and it is still due.
+        """
         progress = self.progress
         if self._probe is None or progress.probed_step == progress.step or progress.first_bad_step is not None:
-            return
+            return True
         if progress.probed_step is not None and not self._probed.due(progress.step):
-            return  # resumed between two looks
+            return True
         state = self.trainer.state()
         if not all(np.isfinite(array).all() for array in state.params.values()):
-            return  # the loss of this step, taken before its update, may still have been a number
+            return True  # the loss of this step, taken before its update, may still have been a number
         began, compiled = time.perf_counter(), self._probe.compile_seconds
-        for signal in self._probe(state):
+        found = self._probe(state, self._interrupted, progress.dropped)
+        for signal in found or ():
             self.writer.signal(signal.name, signal.axes, signal.unit, signal.values, signal.step)
-        progress.probed_step = progress.step
         compiled = self._probe.compile_seconds - compiled
         self._compile_base += compiled
         progress.probe_seconds += time.perf_counter() - began - compiled
+        if found is None:
+            return False
+        progress.probed_step = progress.step
+        self._probed.passed(progress.step)
+        return True
 
     def _keep_history(self) -> None:
         """Write what every step since the last time has shown, where a probe follows training."""
@@ -365,16 +387,22 @@ class _Book:
         state = self.trainer.state()
         self.writer.checkpoint(state.arrays(), self._describe() | self.progress.to_json())
 
-    def finish(self) -> None:
-        """Score the end where it has not been, and keep the final parameters."""
+    def finish(self) -> bool:
+        """Score and probe the end where it has not been, and keep the final parameters.
+
+        Returns:
+            False where an interruption broke the look of the probes off, so that the run has not ended yet.
+        """
         progress = self.progress
         if progress.first_bad_step is None and progress.scored_step != progress.step:
             self.score()
         self._keep_history()
         self._probed.end(progress.step)
-        self.probe()
+        if not self.probe():
+            return False
         self.writer.save_parameters("final", self.trainer.state().params)
         self._clock()
+        return True
 
     def event(self) -> Event:
         """Return what a watcher is told."""

@@ -253,11 +253,68 @@ def test_what_cannot_be_measured_keeps_what_it_recorded(make_run: MakeRun, fakes
     runs = [make_run(0, signals=(height(20.0, step=2),)), make_run(1)]
     fakes.error = RuntimeError("a layer\nbroke")
     found = analyze_folders(runs, Asked())
-    assert found.notes == ["2 runs not measured: measuring it failed; RuntimeError: a layer broke"]
+    assert found.notes == ["2 runs not measured by probe level: measuring it failed; RuntimeError: a layer broke"]
     assert [f.value for f in found.findings] == [20.0]
     fakes.error = BadInput("level: it needs the sea")
     with pytest.raises(BadInput, match="none of 2 runs could be measured; level: it needs the sea"):
         analyze_folders(runs, Asked(probes=(Ref(name="level"),)))
+
+
+def test_one_failing_probe_takes_no_others_signals_along(
+    make_run: MakeRun, fakes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rnnbench.engine import probing
+
+    measure: Any = probing.probe_run
+    broken: list[Exception] = [MemoryError("no room")]
+
+    def some_fail(experiment: Any, params: Any, step: int, probes: Any, **options: Any) -> list[Signal]:
+        if probes[0].name == "adjoint" and broken:
+            raise broken[0]
+        found: list[Signal] = measure(experiment, params, step, probes, **options)
+        return found
+
+    monkeypatch.setattr(probing, "probe_run", some_fail)
+    monkeypatch.setattr(probing, "DEFAULT", (Ref(name="adjoint"), Ref(name="level")))
+    runs = [make_run(seed) for seed in (0, 1)]
+    for _ in range(2):  # the second time out of what was kept
+        found = analyze_folders(runs, Asked())
+        assert found.notes == [
+            "2 runs not measured by probe adjoint: measuring it failed; MemoryError: no room; fewer `sequences` of "
+            "probe adjoint need less memory"
+        ]
+        assert [f.value for f in found.findings] == [1.0]
+        assert [ref.name for _, _, probes, _ in fakes.calls for ref in probes] == ["level"] * 2
+    asked = Asked(probes=(Ref(name="adjoint"), Ref(name="level")))
+    assert [f.value for f in analyze_folders(runs, asked).findings] == [1.0]
+    broken.clear()
+    assert analyze_folders(runs, Asked()).notes == []
+    assert [ref.name for _, _, probes, _ in fakes.calls for ref in probes] == ["level"] * 2 + ["adjoint"] * 2
+
+
+def test_what_was_recorded_in_part_is_measured(make_run: MakeRun, fakes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was recorded without the outputs' Jacobian gets it; one that has all that is read is left alone."""
+    monkeypatch.setattr("rnnbench.engine.probing.DEFAULT", (Ref(name="adjoint"),))
+    names = probe_class(Ref(name="adjoint")).wanted
+    assert "adjoint.logit_log_norm" in names
+
+    def signals(kinds: tuple[str, ...]) -> tuple[Signal, ...]:
+        values = np.zeros((2, 3))
+        return tuple(Signal(f"{kind}/layers.0.forward.h", ("time", "batch"), "ln", 7, values) for kind in kinds)
+
+    part, whole = make_run(0, signals=signals(names[:-1])), make_run(1, signals=signals(names))
+    analyze_folders([part, whole], Asked())
+    assert [digest for digest, _, _, _ in fakes.calls] == [part.digest]
+
+
+def test_what_went_wrong_while_a_run_ran_is_a_note(make_run: MakeRun, fakes: Any) -> None:
+    runs = [make_run(seed) for seed in (0, 1)]
+    note = "probe level failed at step 3 and was dropped: ValueError: it is dark"
+    for run in runs:
+        record = run.record()
+        assert record is not None
+        (run.path / "run.json").write_bytes(edited(record, notes=(note,)).to_json())
+    assert analyze_folders(runs, NONE).notes == [f"2 runs: {note}"]
 
 
 def test_an_interruption_keeps_what_was_measured(make_run: MakeRun, fakes: Any) -> None:

@@ -324,6 +324,48 @@ def test_a_transient_is_left_out() -> None:
     assert found.rate.value == pytest.approx(-0.05, abs=0.002)
 
 
+SHOWN = [0, 1, 2, 4, 8, 16, 32, 64, 99]
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        [0.0, -0.37, -0.25, 0.06, 0.32, 0.41, 0.38, 0.32, -0.19],
+        [0.0, -0.511, -0.64, -0.483, -0.356, -0.343, -0.411, -0.877, -1.621],
+    ],
+    ids=["forget bias 1", "forget bias 0"],
+)
+@pytest.mark.parametrize("noise", [0.0, 0.01])
+def test_what_slow_noise_forgives_is_no_law(profile: list[float], noise: float) -> None:
+    """Trained LSTMs: a power law was off by a factor of 2.6 and 5.6, and not rejected since the noise was that slow."""
+    smooth = np.interp(np.log1p(np.arange(100)), np.log1p(SHOWN), profile)
+    found = decay([smooth + profile_of(noise * row) for row in autoregressions(0.9, 99, 6)])
+    assert found is not None
+    assert found.model in ("undecided", "neither")
+    assert (found.exponent, found.half_life, found.doubling) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("rejected", "misfits", "expected"),
+    [
+        ((True, True), (0.1, 0.1), "neither"),
+        ((False, False), (0.1, 0.1), "undecided"),
+        ((True, False), (0.9, 0.4), "power"),
+        ((True, False), (0.3, 0.4), "undecided"),  # the rejected one is nearer
+        ((True, False), (0.9, 0.6), "undecided"),  # too far to be a law
+        ((False, True), (0.4, 0.9), "exponential"),
+        ((False, True), (0.4, 0.3), "undecided"),
+        ((False, True), (0.6, 0.9), "undecided"),
+    ],
+)
+def test_a_law_is_what_is_not_rejected_and_near(
+    rejected: tuple[bool, bool], misfits: tuple[float, float], expected: str
+) -> None:
+    models = [stats._Model(0.5, misfit, out) for misfit, out in zip(misfits, rejected, strict=True)]
+    fit = stats._Fit(models[0], models[1], stats.Interval(1.0, 0.9, 1.1, 0.95, 6), 0.9, 0.5)
+    assert fit.model == expected
+
+
 def test_a_flat_profile_decides_nothing_and_says_how_flat() -> None:
     found = decay([np.zeros(300)])
     assert found is not None

@@ -43,6 +43,9 @@ DEAD_BADLY = 0.5
 KEPT = 1e-3
 """What a gated unit must keep of its content over the needed lag; the share at which a gradient counts as vanished."""
 
+LEAST_TAU = 1e-3
+"""Steps; a shorter time constant, exp(-1000) a step, keeps nothing, and counts as this on the logarithmic scale."""
+
 
 @dataclass(frozen=True)
 class _Shares:
@@ -186,7 +189,7 @@ def _time_constants(evidence: Evidence) -> list[Finding]:
                 steps.append(signal.step)
         if not steps:
             continue
-        median, most = over_seeds(medians, least=0.0), over_seeds(longest, least=0.0)
+        median, most = _geometric(medians), _geometric(longest)
         endless = sum(math.isinf(value) for value in longest)
         enough = need / -math.log(KEPT)
         # a seed whose gate never closes keeps for ever, so it counts as long enough and stays out of the mean
@@ -222,6 +225,15 @@ def _time_constants(evidence: Evidence) -> list[Finding]:
             )
         )
     return found
+
+
+def _geometric(values: list[float]) -> Interval | None:
+    """Return the geometric mean over seeds with its interval, by logarithms: time constants are positive and skewed."""
+    logs = over_seeds(math.log(max(value, LEAST_TAU)) for value in values)
+    if logs is None:
+        return None
+    value, low, high = (math.exp(each) if math.isfinite(each) else each for each in (logs.value, logs.low, logs.high))
+    return Interval(value, low, high, logs.level, logs.n)
 
 
 def _side(interval: Interval, threshold: float) -> str:

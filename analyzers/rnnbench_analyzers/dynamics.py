@@ -13,7 +13,8 @@ from rnnbench.evidence import Evidence, Observed
 from rnnbench.findings import Finding, Severity, finding
 from rnnbench.signals import Signals
 from rnnbench.stats import Interval, mean_interval
-from rnnbench_analyzers.judging import above, all_solved, below, number, over_seeds, span, when
+from rnnbench_analyzers.judging import above, all_solved, below, counted, number, over_seeds, power, span, when
+from rnnbench_analyzers.profiles import needed_lag
 
 GROWTH = 10.0
 """A disturbance that grows by less than this over the whole sequence is no chaos: exponents of a finite stretch differ
@@ -22,6 +23,10 @@ from those of an endless one by a transient of this order, divided by its length
 SUM_ERROR = 1e-6
 """Largest difference between the sum of all exponents and the mean log-determinant, relative to the latter where that
 exceeds 1: the precision that the exponents themselves are held to."""
+
+LEFT = 1e-3
+"""What is left of a disturbance over the needed lag: the share at which a gradient counts as vanished. Less is stable,
+but no memory."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,14 @@ def _verdict(evidence: Evidence, system: str, first: bool) -> Finding:
             if fades
             else f"{begin}: a disturbance neither grows nor falls tenfold over the sequence."
         )
+        need, words = needed_lag(evidence)
+        known = evidence.lag is not None or evidence.context.get("need") is not None
+        if known and interval.value * need < math.log(LEFT):
+            severity = Severity.INFO
+            left = power(interval.value * need)
+            claim = (
+                f"{begin}: it contracts, and a disturbance falls to {left} over the {counted(need, 'step')} {words}."
+            )
     else:
         code = "not-enough-evidence"
         claim = f"{begin}, which does not settle whether it exceeds {number(limit)}."

@@ -56,6 +56,13 @@ EXPLODED = 1e3
 HALF = 0.5
 """More than this share of the sequences zero, or out of the precision's reach, is most of them."""
 
+FEW = 0.05
+"""Up to this share of the sequences may be exactly zero in a gradient that is healthy: one in twenty is an odd
+sequence, more is a way that is cut."""
+
+AGREES = 0.05
+"""A law may differ from what is left by this much in ln, beyond the interval: five per cent change no decision."""
+
 LEAST_INCREMENTS = 8
 """Below this many steps of lag no interval is drawn from the increments of one run; only seeds can give one."""
 
@@ -69,7 +76,7 @@ class Judgement:
         attenuation: log of what is left over `lag` steps; None where no run has a finite value there.
         lag: the steps judged over: the needed lag, or all that was recorded of it.
         zeros: share of sequences, over runs, whose gradient is exactly zero at that lag.
-        seeds: runs that it rests on.
+        seeds: runs that it rests on: those of the interval, or all usable ones where the exact zeros decide.
         unusable: seeds whose profile holds no number at lag 0 or at `lag`.
         fit: rate and shape of the decay over `lag`; None where too little is finite.
         horizon: smallest lag, of all recorded, from which on at most `VANISHED` is left in the median over runs.
@@ -124,14 +131,21 @@ def judge(profiles: Sequence[tuple[int, Profile]], need: int) -> Judgement:
     finite = [profile.mean[: lag + 1] for _, profile in usable if np.isfinite(profile.mean[lag])]
     attenuation = _attenuation(finite, lag)
     fit = decay(finite, left=VANISHED) if finite else None
-    code = "not-enough-evidence"
+    code, seeds = "not-enough-evidence", len(usable)
+    if attenuation is not None and zeros <= HALF:
+        seeds = attenuation.n
     if zeros > HALF or attenuation is None or below(attenuation, math.log(VANISHED)):
         code = "gradient-vanishing"
     elif above(attenuation, math.log(EXPLODED)):
         code = "gradient-exploding"
-    elif lag == need and above(attenuation, math.log(VANISHED)) and below(attenuation, math.log(EXPLODED)):
+    elif lag == need and zeros <= FEW and _between(attenuation):
         code = "gradient-healthy"
-    return Judgement(code, attenuation, lag, zeros, len(usable), unusable, fit, horizon(_median(usable), VANISHED))
+    return Judgement(code, attenuation, lag, zeros, seeds, unusable, fit, horizon(_median(usable), VANISHED))
+
+
+def _between(attenuation: Interval) -> bool:
+    """Tell whether what is left, of the sequences that are not exactly zero, is neither too little nor too much."""
+    return above(attenuation, math.log(VANISHED)) and below(attenuation, math.log(EXPLODED))
 
 
 def _median(profiles: Sequence[tuple[int, Profile]]) -> NDArray:
@@ -221,6 +235,7 @@ def _verdict(
     steps = [profile.step for _, profile in profiles]
     kind = profiles[0][1].kind
     left = judged.attenuation
+    shown = None if judged.zeros > HALF else left  # of most sequences that are exactly zero, nothing is left
     details: dict[str, Any] = {
         "lag": judged.lag,
         "needed_lag": need,
@@ -234,7 +249,7 @@ def _verdict(
     if later is None and of:
         details |= _others(evidence, of, kind, need, judged.code)
         details |= _input(evidence, max(steps), need)
-    value = 0.0 if left is None else _exp(left.value)
+    value = 0.0 if shown is None else _exp(shown.value)
     return finding(
         judged.code,
         evidence.subject,
@@ -242,9 +257,9 @@ def _verdict(
         severity=_severity(evidence, judged, later),
         measure="share of the gradient's norm that is left at the needed lag",
         value=value if judged.seeds else None,
-        low=_exp(left.low) if left is not None and not unbounded(left) else None,
-        high=_exp(left.high) if left is not None and not unbounded(left) else None,
-        level=left.level if left is not None else None,
+        low=_exp(shown.low) if shown is not None and not unbounded(shown) else None,
+        high=_exp(shown.high) if shown is not None and not unbounded(shown) else None,
+        level=shown.level if shown is not None else None,
         threshold=EXPLODED if judged.code == "gradient-exploding" else VANISHED,
         of=of,
         step=max(steps),
@@ -265,36 +280,66 @@ def _claim(judged: Judgement, kind: str, need: int, words: str) -> str:
         share = "" if judged.zeros == 1 else f" in {percent(judged.zeros)} of the sequences"
         return f"{what} is exactly zero{share} over {over}: no unit on the way passes any of it on."
     left = judged.attenuation
+    some = f" It is exactly zero in {percent(judged.zeros)} of the sequences, which are left out of this"
+    if judged.zeros == 0:
+        some = ""
+    elif judged.code == "not-enough-evidence" and judged.lag == need and _between(left):
+        some += ": too many for a gradient that gets that far, too few for one that does not."
+    else:
+        some += "."
     doubt = ""
     if judged.code == "not-enough-evidence":
         limit = EXPLODED if left.value > 0 else VANISHED
-        doubt = f" Whether that is {'more' if left.value > 0 else 'less'} than {number(limit)} is not settled."
         if judged.lag < need:
             doubt = " What is left at the needed lag is not known."
+        elif not _between(left):
+            doubt = f" Whether that is {'more' if left.value > 0 else 'less'} than {number(limit)} is not settled."
     if left.value > 0 and judged.code != "gradient-healthy":
-        return f"{what} grows to {power_span(left)} times its norm over {over}{_rate(judged)}.{doubt}"
-    return f"{what} keeps {power_span(left)} of its norm over {over}{_rate(judged)}.{doubt}"
+        return f"{what} grows to {power_span(left)} times its norm over {over}{_rate(judged)}.{some}{doubt}"
+    return f"{what} keeps {power_span(left)} of its norm over {over}{_rate(judged)}.{some}{doubt}"
 
 
 def _rate(judged: Judgement) -> str:
-    """Return the shape of the decay in words, and nothing where the rate cannot be told from zero."""
+    """Return the shape of the decay in words, and nothing where the rate cannot be told from zero.
+
+    Only a law that gives what is left is stated as one; of what is undecided the mean rate is.
+    """
     fit = judged.fit
     if fit is None:
         return ""
     if fit.model == "neither":
         gone = f", a thousandth is left after {counted(judged.horizon, 'step')}" if judged.horizon is not None else ""
         return f": it follows neither an exponential nor a power of the lag{gone}"
-    if fit.model == "power" and fit.exponent is not None:
-        first = f", from lag {fit.used[0]} on" if fit.used[0] > 0 else ""
-        way = "falls" if fit.exponent.value > 0 else "grows"
-        return f": it {way} as the lag to the power {number(-fit.exponent.value)}{first}"
+    first = f", from lag {fit.used[0]} on" if fit.used[0] > 0 else ""
+    if fit.model == "power" and fit.exponent is not None and _agrees(fit):
+        alpha = fit.exponent
+        to_the = span(Interval(-alpha.value, -alpha.high, -alpha.low, alpha.level, alpha.n))
+        return f": it {'falls' if alpha.value > 0 else 'grows'} as the lag to the power {to_the}{first}"
     if fit.half_life is not None:
         return (
-            f": it shrinks by {percent(-math.expm1(fit.rate.value))} a step (half-life {number(fit.half_life)} steps)"
+            f": it shrinks by {percent(-math.expm1(fit.rate.value))} a step "
+            f"(half-life {number(fit.half_life)} steps){first}"
         )
     if fit.doubling is not None:
-        return f": it grows by {percent(math.expm1(fit.rate.value))} a step (doubling in {number(fit.doubling)} steps)"
+        return (
+            f": it grows by {percent(math.expm1(fit.rate.value))} a step "
+            f"(doubling in {number(fit.doubling)} steps){first}"
+        )
+    if fit.rate.high < 0 and fit.model != "exponential":
+        return f": on average it shrinks by {percent(-math.expm1(fit.rate.value))} a step{first}"
+    if fit.rate.low > 0 and fit.model != "exponential":
+        return f": on average it grows by {percent(math.expm1(fit.rate.value))} a step{first}"
     return ""
+
+
+def _agrees(fit: Decay) -> bool:
+    """Tell whether a power law gives, over the lags that it rests on, what the mean increment's interval says."""
+    start, end = fit.used
+    if fit.exponent is None:
+        return False
+    whole = -fit.exponent.value * math.log((1 + end) / (1 + start))
+    steps = end - start
+    return fit.rate.low * steps - AGREES <= whole <= fit.rate.high * steps + AGREES
 
 
 def _severity(evidence: Evidence, judged: Judgement, later: Judgement | None) -> Severity | None:

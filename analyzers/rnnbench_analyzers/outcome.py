@@ -107,7 +107,8 @@ def _standing(evidence: Evidence, runs: list[Observed]) -> list[Finding]:
             f"{n - sum(stuck)} of {counted(n, 'seed')} beat the baseline {placed.best!r}; what other seeds would do "
             f"takes at least {SEEDS_NEEDED} to say."
         )
-        return [finding("not-enough-evidence", evidence.subject, claim, **fields | interval_fields(share))]
+        fields |= interval_fields(share) | {"measure": "share of seeds that left the baseline", "threshold": None}
+        return [finding("not-enough-evidence", evidence.subject, claim, **fields)]
     if not any(clear):
         gain = over_seeds(placed.gains)
         claim = (

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import rich_click as click
 
@@ -16,7 +16,7 @@ from rnnbench.cli.exits import Terminated
 from rnnbench.cli.progress import LINE_SECONDS
 from rnnbench.cli.results import filter_options, filtered
 from rnnbench.cli.spec_options import parse_probe
-from rnnbench.errors import BadInput, quoted
+from rnnbench.errors import BadInput, RnnbenchError, quoted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -119,13 +119,20 @@ def analyze(
                 signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT,
                 "interrupted; what was measured by now is kept, and the same command goes on from there",
             ) from None
-    pictures = [] if target is None else draw_pictures(found.arms, target, cast(PictureFormat, kind), found.notes)
+    pictures, undrawn = [], None
+    if target is not None:
+        try:
+            pictures = draw_pictures(found.arms, target, cast(PictureFormat, kind), found.notes)
+        except RnnbenchError as error:  # the findings are there, and come first
+            undrawn = error
     if as_json:
         emit_json({**found.as_json(), "pictures": [str(picture) for picture in pictures]})
     else:
         _print(found, pictures)
     for line in [*found.notes, *found.damaged]:
         warn(line)
+    if undrawn is not None:
+        raise undrawn
     if found.damaged:
         raise CorruptData(f"{len(found.damaged)} of {len(folders)} runs are damaged and were left out")
     if fail_on is not None:
@@ -208,7 +215,7 @@ def _print(found: Analysis, pictures: Sequence[Path]) -> None:
 
 
 def _arm_lines(arm: Arm, width: int | None) -> Iterator[Text]:
-    """Yield an arm's lines: the worst finding in plain words, each finding, needs and reach and use, an empty one."""
+    """Yield an arm's lines: the worst finding in plain words, each finding, an empty one."""
     from rich.text import Text
 
     from rnnbench.findings import worst
@@ -218,9 +225,6 @@ def _arm_lines(arm: Arm, width: int | None) -> Iterator[Text]:
         yield Text(line, style=f"bold {COLOURS[worst(arm.findings)].removeprefix('bold ')}" if arm.findings else "bold")
     for finding in arm.findings:
         yield from _finding_lines(finding, width)
-    if arm.horizon is not None:
-        for line in _wrapped(horizon_line(arm.horizon), "  ", "    ", width):
-            yield Text(line, style="bold")
     yield Text("")
 
 
@@ -257,7 +261,7 @@ def evidence_line(finding: Finding) -> str:
         if finding.low is not None or finding.high is not None:
             low = "-inf" if finding.low is None else f"{finding.low:.4g}"
             high = "inf" if finding.high is None else f"{finding.high:.4g}"
-            level = f" at {100 * finding.level:g} %" if finding.level is not None else ""
+            level = f" at {100 * finding.level:.3g} %" if finding.level is not None else ""
             measured += f" [{low}, {high}]{level}"
         parts.append(measured)
     elif finding.measure:
@@ -273,18 +277,6 @@ def evidence_line(finding: Finding) -> str:
     if finding.evidence:
         parts.append(f"from {', '.join(finding.evidence)}")
     return "; ".join(parts)
-
-
-def horizon_line(finding: Finding) -> str:
-    """Return needs, reach and use as one line of three numbers."""
-
-    def steps(name: str) -> str:
-        found: Any = finding.details.get(name)
-        value = found.get("value") if isinstance(found, dict) else found
-        more = "at least " if finding.details.get(f"open_{name}") else ""
-        return f"{more}{value:.4g}" if isinstance(value, (int, float)) else "not known"
-
-    return f"in steps back: needed {steps('need')}, reached {steps('reach')}, used {steps('use')}"
 
 
 def _totals(arms: Sequence[Arm]) -> str:

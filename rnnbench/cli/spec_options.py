@@ -194,12 +194,17 @@ def parse_probe(text: str) -> Ref:
     Raises:
         BadInput: when it is not of that form.
     """
+    from rnnbench import registry
     from rnnbench.spec import Ref
 
     before, equals, _ = text.partition("=")
     name = before.rpartition(":")[0] if equals else text
     if not name.strip():
         raise BadInput(f"--probe: {quoted(text)} is not NAME or NAME:KEY=VALUE, e.g. spectrum:exponents=8")
+    if "," in name or (not equals and name.partition(":")[0] in registry.names("probes") and ":" in name):
+        raise BadInput(
+            f"--probe: {quoted(text)} is not NAME or NAME:KEY=VALUE,KEY=VALUE; repeat the option for several probes"
+        )
     params: dict[str, Any] = {}
     for piece in split_commas(text[len(name) + 1 :], f"--probe {name}") if equals else []:
         key, sign, value = piece.partition("=")

@@ -14,7 +14,7 @@ from rnnbench import registry
 from rnnbench.arrays import NDArray
 from rnnbench.backends.base import TrainState
 from rnnbench.engine.outcome import processors
-from rnnbench.errors import BadInput, CorruptData, quoted
+from rnnbench.errors import BadInput, CorruptData, Interrupted, RnnbenchError, quoted
 from rnnbench.experiment import ENGINE_VERSION, Experiment, file_hash, resolve
 from rnnbench.probes.base import Probe
 from rnnbench.record import RunRecord
@@ -153,8 +153,23 @@ def probe_class(ref: Ref, place: str = "probe") -> type[Probe]:
     return found
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a run's signals came to.
+
+    Attributes:
+        signals: recorded and measured.
+        lacks: why something was not measured: "not measured: ..." or "not measured by probe level: ...".
+        served: whether anything was measured, or nothing had to be.
+    """
+
+    signals: list[Signal]
+    lacks: tuple[str, ...] = ()
+    served: bool = True
+
+
 class OnDemand:
-    """Measures what runs have not recorded.
+    """Measures what runs have not recorded, probe by probe: one that fails takes no other's signals along.
 
     Args:
         probes: what to measure, recorded or not; None for the usual probes as far as their signals were not recorded.
@@ -180,10 +195,10 @@ class OnDemand:
             probes = probing.DEFAULT if probes is None else probes
             prober = prober or probing.probe_run
         self._prober = prober
-        self._probes = [(ref, _version(ref), {kind.name for kind in probe_class(ref).signals}) for ref in probes]
+        self._probes = [(ref, _version(ref)) for ref in probes]
 
-    def signals(self, folder: RunFolder, record: RunRecord, recorded: Sequence[Signal]) -> tuple[list[Signal], str]:
-        """Return a run's signals, recorded and measured, and why nothing was measured, empty where all is well.
+    def signals(self, folder: RunFolder, record: RunRecord, recorded: Sequence[Signal]) -> Measured:
+        """Return a run's signals, recorded and measured.
 
         What was recorded after the step of the parameters that are meant is left out.
 
@@ -196,46 +211,83 @@ class OnDemand:
             point = point_of(folder, record, self._which)
             kept = [signal for signal in recorded if signal.step <= point.step]
             there = {signal.kind for signal in kept if signal.step == point.step}
-            wanted = [(ref, version) for ref, version, kinds in self._probes if self._explicit or not kinds & there]
-            if not wanted:
-                return kept, ""
-            measured = self._measured(record, point, wanted)
         except Unmeasurable as error:
-            return kept, str(error)
+            return Measured(kept, (f"not measured: {error}",), False)
+        whole = "model" in record.spec
+        wanted = [each for each in self._probes if self._explicit or _missing(probe_class(each[0]), there, whole)]
+        measured, lacks = self._measured(record, point, wanted)
         new = {(signal.name, signal.step) for signal in measured}
-        return [signal for signal in kept if (signal.name, signal.step) not in new] + measured, ""
+        both = [signal for signal in kept if (signal.name, signal.step) not in new] + measured
+        return Measured(both, tuple(lacks), bool(measured) or not lacks)
 
     def _measured(
         self, record: RunRecord, point: Point, wanted: Sequence[tuple[Ref, Mapping[str, Any]]]
-    ) -> list[Signal]:
-        key = key_of(
-            {
-                "engine": ENGINE_VERSION,
-                "probes": [{"probe": ref.model_dump(mode="json"), **version} for ref, version in wanted],
-                "parameters": point.identity,
-                "step": point.step,
-            }
-        )
-        kept = self._keeper.signals(record.digest, key)
-        if kept is not None:
-            return kept
+    ) -> tuple[list[Signal], list[str]]:
+        """Return what is kept of the probes that are wanted or measured now, and why something is not there."""
+        measured: list[Signal] = []
+        missing: list[tuple[Ref, str]] = []
+        for ref, version in wanted:
+            key = key_of(
+                {
+                    "engine": ENGINE_VERSION,
+                    "probe": {"probe": ref.model_dump(mode="json"), **version},
+                    "parameters": point.identity,
+                    "step": point.step,
+                }
+            )
+            found = self._keeper.signals(record.digest, key)
+            if found is None:
+                missing.append((ref, key))
+            else:
+                measured += found
+        if not missing:
+            return measured, []
+        try:
+            experiment, params = self._run(record, point)
+        except Unmeasurable as error:
+            return measured, [f"not measured: {error}"]
+        lacks: list[str] = []
+        for ref, key in missing:
+            try:
+                found = self._prober(experiment, params, point.step, [ref], device=self._device, threads=processors())
+            except Interrupted:
+                raise
+            except RnnbenchError as error:  # of the data too, since the parameters are read by now
+                lacks.append(f"not measured by probe {ref.name}: {error}")
+            except Exception as error:  # one run's model, or a probe that was plugged in, must not end the analysis
+                lacks.append(f"not measured by probe {ref.name}: measuring it failed; {_failure(error, ref)}")
+            else:
+                self._keeper.keep_signals(record.digest, key, found)
+                measured += found
+        return measured, lacks
+
+    def _run(self, record: RunRecord, point: Point) -> tuple[Experiment, Mapping[str, NDArray]]:
+        """Return the experiment and the parameters that are meant.
+
+        Raises:
+            Unmeasurable: when they cannot be had, or are not finite.
+            CorruptData: when the parameters are not what was written.
+        """
         experiment = rebuild(record)
         params = point.load(experiment)
         if params is None:
             raise Unmeasurable(f"it has no {self._which} parameters")
         if not all(np.isfinite(array).all() for array in params.values() if array.dtype.kind == "f"):
             raise Unmeasurable(f"its {self._which} parameters are not finite numbers")
-        probes = [ref for ref, _ in wanted]
-        try:
-            measured = self._prober(experiment, params, point.step, probes, device=self._device, threads=processors())
-        except CorruptData as error:  # of the data, since the parameters are read by now
-            raise Unmeasurable(str(error)) from error
-        except BadInput as error:
-            raise Unmeasurable(str(error)) from error
-        except Exception as error:  # one run's model, or a probe that was plugged in, must not end the analysis
-            raise Unmeasurable(f"measuring it failed; {registry.one_line(error)}") from error
-        self._keeper.keep_signals(record.digest, key, measured)
-        return measured
+        return experiment, params
+
+
+def _missing(probe: type[Probe], there: set[str], whole: bool) -> bool:
+    """Whether a probe has something to add to what was recorded; of a whole model it never has all that is wanted."""
+    if probe.wanted and not whole:
+        return not there.issuperset(probe.wanted)
+    return there.isdisjoint(kind.name for kind in probe.signals)
+
+
+def _failure(error: Exception, ref: Ref) -> str:
+    from rnnbench.engine.probing import failure
+
+    return failure(error, ref.name, "sequences" in probe_class(ref).model_fields)
 
 
 def _version(ref: Ref) -> dict[str, Any]:

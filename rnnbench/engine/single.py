@@ -190,6 +190,7 @@ class _Run:
             baselines=self._baselines,
             resumed=tuple(self.resumed),
             resumed_inexact=tuple(dict.fromkeys(self.resumed_inexact)),
+            notes=tuple(progress.dropped.values()),
             created=now(),
         )
 

@@ -21,6 +21,9 @@ from rnnbench.streams import stream
 from rnnbench.tasks.base import Batch
 from rnnbench.xp import Arrays, Differentiable, Ops
 
+SPREAD = 2**23
+"""Numbers in the cotangents of a network's top that are followed side by side (64 MiB); of more, group after group."""
+
 
 class Adjoint(Probe):
     """Total derivatives of the loss, and of the outputs, by every state and input at every step.
@@ -30,6 +33,11 @@ class Adjoint(Probe):
     through the h of its own step as well. Gradients are replayed in segments that are renormalized one by one
     (`rnnbench.probes.replay`), and beside them stands what plain backpropagation sees in the run's own precision.
 
+    What a precision still holds is a question of size, and in training a sequence's gradient is a share of its batch's
+    loss. Plain backpropagation therefore starts from the probed sequences' loss times their number over the run's batch
+    size, and `adjoint.censored` is about these numbers; for `adjoint.seen_log_norm` the factor is taken out again, so
+    that it stands beside `adjoint.log_norm`.
+
     Where sequences end at different steps, or their loss is followed back from different steps, each sequence is moved
     along the time axis so that its own end lies at the last step; what then lies before its beginning is not a number.
     """
@@ -38,6 +46,7 @@ class Adjoint(Probe):
     source: ClassVar[str] = "Werbos, Backpropagation through time, Proceedings of the IEEE 1990"
     equation: ClassVar[str] = "lambda_t = (ds_{t+1}/ds_t)^T lambda_{t+1} + (direct dL/ds_t)"
     signals: ClassVar[tuple[SignalKind, ...]] = ADJOINT
+    wanted: ClassVar[tuple[str, ...]] = ("adjoint.log_norm", "adjoint.seen_log_norm", "adjoint.logit_log_norm")
     needs_cell: ClassVar[bool] = False
 
     sequences: Annotated[int, Field(ge=1, le=4096, description="sequences to probe with")] = 16
@@ -82,12 +91,15 @@ class Adjoint(Probe):
         if self.logits:
             yield from self._logits(look, arrays, align, ends)
         if self.seen:
-            seen = look.own.compute(("seen", look.key), partial(_seen, look.program), arrays)
+            share = batch.size / look.source.data.batch_size
+            seen = look.own.compute(
+                ("seen", look.key), partial(_seen, look.program), arrays | {"share": np.asarray(share)}
+            )
             floor = np.log(np.finfo(_kept(look)).tiny)
             for of, values in seen.items():
                 truth = _split(found, 0)[f"log_norm/{of}"]
                 lost = ~np.isfinite(values) | (values < floor)
-                yield recorded("adjoint.seen_log_norm", align(values, of), step, of)
+                yield recorded("adjoint.seen_log_norm", align(values - np.log(share), of), step, of)
                 yield recorded("adjoint.censored", align((lost & np.isfinite(truth)).astype(float), of), step, of)
 
     def _logits(self, look: Look, arrays: Mapping[str, NDArray], align: _Align, ends: NDArray) -> Iterator[Signal]:
@@ -96,11 +108,23 @@ class Adjoint(Probe):
         exact = n_out <= self.directions
         drawn = stream(look.seed, "probe/adjoint/directions", look.step).integers(0, 2, (self.directions, n_out))
         seeds = np.eye(n_out) if exact else 2.0 * drawn - 1.0
-        found = look.lab.compute(
-            ("logits", look.key, self.segment, len(seeds)),
-            partial(_outputs_jacobian, look.program, self.segment),
-            {**arrays, "seeds": seeds},
-        )
+        width = network.directions * network.cell.output.size
+        groups = 1
+        if not network.read_last:
+            most = max(1, SPREAD // (network.length * len(ends) * width))
+            groups = -(-len(seeds) // most)
+        size = -(-len(seeds) // groups)
+        # directions of nothing fill the last group up: one compiled function serves all, and they add nothing
+        filled = np.concatenate([seeds, np.zeros((size * groups - len(seeds), n_out))])
+        each = [
+            look.lab.compute(
+                ("logits", look.key, self.segment, size),
+                partial(_outputs_jacobian, look.program, self.segment),
+                {**arrays, "seeds": some},
+            )
+            for some in np.split(filled, groups)
+        ]
+        found = {name: np.concatenate([values[name] for values in each], axis=1) for name in each[0]}
         spread = 0.0 if exact else 0.5 * np.log(len(seeds))
         frobenius = {name: _log_sum_squares(values, axis=1) - spread for name, values in found.items()}
         for scope in network.scopes():
@@ -201,19 +225,21 @@ def _outputs_jacobian(program: Program, segment: int, xp: Differentiable, arrays
     """Return log-norms [time many batch] by state, and ``input``, of directions of the outputs at the chosen step."""
     replay, _ = forward_and_replay(xp, program, arrays, segment)
     network, top = replay.network, replay.top()
+    if not network.read_last:  # only what is read at the chosen step, [batch width]
+        steps = xp.asarray(list(range(network.length)))
+        chosen = (steps[:, None] == arrays["ends"][None, :])[:, :, None]
+        top = xp.sum(xp.where(chosen, top, xp.zeros(top.shape)), axis=0)
 
     def read(values: Arrays) -> Arrays:
-        outputs = network.read(xp, replay.params, values["top"])
-        if not network.read_last:
-            steps = xp.asarray(list(range(network.length)))
-            chosen = xp.floats(steps[:, None] == arrays["ends"][None, :])
-            outputs = xp.sum(outputs * chosen[:, :, None], axis=0)
-        return {"outputs": outputs}
+        return {"outputs": network.read(xp, replay.params, values["top"])}
 
     values, pullback = xp.vjp(read, {"top": top})
     seeds = arrays["seeds"]
     wide = xp.broadcast_to(seeds[:, None, :], (int(seeds.shape[0]), *values["outputs"].shape))
     cotangents = pullback({"outputs": wide}, many=True)["top"]
+    if not network.read_last:
+        there = cotangents[:, None]
+        cotangents = xp.where(chosen[None], there, xp.zeros((1, *chosen.shape)))
 
     def emit(xp: Ops, scope: Scope, gradients: Gradients) -> Arrays:
         scale = gradients.log_scale[None]
@@ -225,7 +251,10 @@ def _outputs_jacobian(program: Program, segment: int, xp: Differentiable, arrays
 
 
 def _seen(program: Program, xp: Differentiable, arrays: Arrays) -> Arrays:
-    """Return the log-norms [time batch] of the loss's derivative by every state, by plain backpropagation."""
+    """Return the log-norms [time batch] of the derivative of the loss, times ``share``, by every state.
+
+    By plain backpropagation; the factor enters before it, as the size of a batch does in training.
+    """
     params, buffers, batch = unpacked(arrays)
     shapes = program.network.state_shapes(int(batch["inputs"].shape[1]))
 
@@ -233,7 +262,7 @@ def _seen(program: Program, xp: Differentiable, arrays: Arrays) -> Arrays:
         return {"loss": program.loss(xp, params, buffers, batch, inject=inject)[0]}
 
     _, pullback = xp.vjp(loss, {name: xp.zeros(shape) for name, shape in shapes.items()})
-    return {name: xp.log(xp.norm(g, axis=-1)) for name, g in pullback({"loss": xp.ones(())}).items()}
+    return {name: xp.log(xp.norm(g, axis=-1)) for name, g in pullback({"loss": arrays["share"]}).items()}
 
 
 def _input_gradient(program: Program, xp: Differentiable, arrays: Arrays) -> Arrays:

@@ -60,6 +60,10 @@ class Probe(Component):
     in_training: ClassVar[bool] = False
     """Whether it follows training itself, step by step, and has nothing to say of a model at rest."""
 
+    wanted: ClassVar[tuple[str, ...]] = ()
+    """Kinds that every look of it records by default and that analyzers read: where a run has recorded a part of them
+    only, the probe is run on demand. Empty where any one signal of it stands for all."""
+
     needs_cell: ClassVar[bool] = True
     """Whether it looks inside a cell, and so has nothing to say of a user's whole model."""
 

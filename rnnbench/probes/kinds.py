@@ -40,7 +40,8 @@ ADJOINT = (
         "adjoint.seen_log_norm",
         ("time", "batch"),
         "ln",
-        "adjoint.log_norm as plain backpropagation in the run's own precision gives it",
+        "adjoint.log_norm as plain backpropagation in the run's own precision gives it, run at the size that a "
+        "gradient has in a batch of the run's size, and brought back to the probed sequences' loss",
         _REPLAY,
         of="state",
     ),
@@ -48,8 +49,8 @@ ADJOINT = (
         "adjoint.censored",
         ("time", "batch"),
         "",
-        "1 where the run's own precision reads zero, less than its smallest normal number, or no finite number, while "
-        "adjoint.log_norm is finite",
+        "1 where the run's own precision, at the size that a gradient has in a batch of the run's size, reads zero, "
+        "less than its smallest normal number, or no finite number, while adjoint.log_norm is finite",
         "none beyond adjoint.seen_log_norm",
         of="state",
     ),
@@ -202,15 +203,17 @@ LAGS = (
         "lags.share",
         ("lag",),
         "",
-        "signed share of a parameter's gradient that comes from its use at this distance from the loss; sums to one",
-        "one backward pass a chosen loss step",
+        "signed share of a parameter's gradient that comes from its use at this distance from the loss; sums to one; "
+        "where four replays cannot hold a model, of fewer loss steps, and if need be of every k-th row only",
+        "one backward pass a chosen loss step, at most four times",
         of="parameter",
     ),
     SignalKind(
         "lags.log_norm",
         ("lag",),
         "ln",
-        "norm of the part of the parameter's gradient from this distance",
+        "norm of the part of the parameter's gradient from this distance; where only every k-th row was followed, "
+        "estimated from those",
         "none beyond lags.share",
         of="parameter",
     ),
@@ -219,7 +222,7 @@ LAGS = (
         ("lag",),
         "ln",
         "norm of the sum of the parts from this distance and beyond, which backpropagation that stops short of it "
-        "lacks; at lag 0 that of the whole gradient, which the shares are of",
+        "lacks; at lag 0 that of the whole gradient, which the shares are of; estimated where lags.log_norm is",
         "none beyond lags.share",
         of="parameter",
     ),

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from rnnbench.arrays import Array, NDArray
 from rnnbench.backends.base import Program
-from rnnbench.cells.network import Network, Scope
+from rnnbench.cells.network import Network, Scope, within
 from rnnbench.objectives import loss_terms
 from rnnbench.probes.base import Look, Probe, recorded
 from rnnbench.probes.kinds import LAGS
@@ -27,8 +27,8 @@ from rnnbench.xp import Arrays, Differentiable, Ops
 MOST = 2**26
 """Numbers in the parts that one replay keeps (512 MiB); parameters that need more are followed in several replays."""
 
-Piece = tuple[str, int, int]
-"""A parameter's full name, and the range of its entries in C order."""
+REPLAYS = 4
+"""Replays at most; what would need more is not all followed."""
 
 
 class Lags(Probe):
@@ -49,8 +49,15 @@ class Lags(Probe):
     side by side, and the gradient that is taken apart is that of their part of the training loss; the distance is
     \\|loss step - step of use\\|, since with two directions a lower layer also acts on losses before it.
 
-    Memory: about three times the parts of one replay, T x (loss steps, or different lengths) x parameters, of which at
-    most 2^26 numbers are kept at once.
+    Memory: about three times the parts of one replay, T x (loss steps, or different lengths) x parameters, of which
+    about 2^26 numbers are kept at once.
+
+    Work: at most four replays, each little more than a backward pass. What needs more is cut down, always in the same
+    way. First fewer loss steps are followed, one at the least. If that is not enough, of every parameter with more than
+    one axis only every k-th row counts, k as small as will do; the other rows are left out. Shares are then those of
+    the rows that count, and norms are theirs times the root of k (of all rows over those that count), which estimates
+    the whole parameter's. Of a parameter without rows to leave out nothing is left out. A layer of 128 LSTM units and
+    a loss at the end are followed whole up to some 4000 steps, one of 512 units up to some 250.
     """
 
     name: ClassVar[str] = "lags"
@@ -72,22 +79,29 @@ class Lags(Probe):
 
     def measure(self, look: Look) -> Iterator[Signal]:
         batch = look.batch.take(slice(0, self.sequences))
-        ends, weights = _groups(look.program, batch, self.loss_steps)
-        arrays = look.arrays(batch) | {"weights": weights}
         network: Network = look.program.network
+        room = REPLAYS * MOST // network.length
+        steps = min(self.loss_steps, max(1, room // _entries(network, 1)))
+        ends, weights = _groups(look.program, batch, steps)
+        every = _every(network, room // len(ends))
+        pieces = min(REPLAYS, math.ceil(_entries(network, every) * network.length * len(ends) / MOST))
+        arrays = look.arrays(batch) | {"weights": weights}
         found: dict[str, _Collected] = {}
-        for pieces in _replays(network, max(1, MOST // (network.length * len(ends)))):
+        for piece in range(pieces):
             values = look.lab.compute(
-                ("lags", look.key, self.segment, ends, pieces),
-                partial(_by_lag, look.program, self.segment, ends, pieces),
-                arrays,
+                ("lags", look.key, self.segment, ends, every, pieces),
+                partial(_by_lag, look.program, self.segment, ends, every, pieces),
+                arrays | {"piece": np.asarray(piece)},
             )
-            for number, (name, _, _) in enumerate(pieces):
-                found.setdefault(name, _Collected()).add(values, number)
+            for name in network.parameters():
+                if f"{name}/unit" in values:
+                    found.setdefault(name, _Collected()).add(values, name)
         for name, collected in found.items():
+            rows = look.params[name].shape[0] if look.params[name].ndim > 1 else 1
+            left_out = 0.5 * math.log(rows / math.ceil(rows / every))
             yield recorded("lags.share", collected.shares(), look.step, name)
-            yield recorded("lags.log_norm", _together(collected.log_norm), look.step, name)
-            yield recorded("lags.beyond_log_norm", _together(collected.beyond), look.step, name)
+            yield recorded("lags.log_norm", _together(collected.log_norm) + left_out, look.step, name)
+            yield recorded("lags.beyond_log_norm", _together(collected.beyond) + left_out, look.step, name)
 
 
 @dataclass
@@ -100,13 +114,13 @@ class _Collected:
     square: list[float] = field(default_factory=list)
     unit: list[float] = field(default_factory=list)
 
-    def add(self, values: Mapping[str, NDArray], number: int) -> None:
-        """Take piece `number` of what `_by_lag` returned."""
-        self.log_norm.append(values[f"{number}/log_norm"])
-        self.beyond.append(values[f"{number}/beyond"])
-        self.products.append(values[f"{number}/products"])
-        self.square.append(float(values[f"{number}/square"]))
-        self.unit.append(float(values[f"{number}/unit"]))
+    def add(self, values: Mapping[str, NDArray], name: str) -> None:
+        """Take the parameter's piece of what `_by_lag` returned."""
+        self.log_norm.append(values[f"{name}/log_norm"])
+        self.beyond.append(values[f"{name}/beyond"])
+        self.products.append(values[f"{name}/products"])
+        self.square.append(float(values[f"{name}/square"]))
+        self.unit.append(float(values[f"{name}/unit"]))
 
     def shares(self) -> NDArray:
         """Return each lag's signed share [lag]."""
@@ -139,34 +153,33 @@ def _groups(program: Program, batch: Batch, loss_steps: int) -> tuple[tuple[int,
     return ends, weights
 
 
-def _replays(network: Network, most: int) -> Iterator[tuple[Piece, ...]]:
-    """Yield what parameters, or pieces of them, each replay keeps the parts of: at most `most` entries."""
-    pieces: list[Piece] = []
-    room = most
-    for scope in network.scopes():
-        for name, param in network.cell.parameters(scope.n_in).items():
-            size, start = math.prod(param.shape), 0
-            while start < size:
-                stop = min(size, start + room)
-                pieces.append((f"{scope.name}.{name}", start, stop))
-                room -= stop - start
-                start = stop
-                if room == 0:
-                    yield tuple(pieces)
-                    pieces, room = [], most
-    if pieces:
-        yield tuple(pieces)
+def _entries(network: Network, every: int) -> int:
+    """Return how many entries of all recurrences' parameters count where every so many rows one does."""
+    shapes = [p.shape for scope in network.scopes() for p in network.cell.parameters(scope.n_in).values()]
+    return sum(math.prod((math.ceil(s[0] / every), *s[1:])) if len(s) > 1 else math.prod(s) for s in shapes)
+
+
+def _every(network: Network, most: int) -> int:
+    """Return the least distance of rows at which no more than `most` entries count, or that leaves one row each."""
+    shapes = [p.shape for scope in network.scopes() for p in network.cell.parameters(scope.n_in).values()]
+    rows = max((shape[0] for shape in shapes if len(shape) > 1), default=1)
+    return next((every for every in range(1, rows) if _entries(network, every) <= most), rows)
 
 
 def _by_lag(
     program: Program,
     segment: int,
     ends: tuple[int, ...],
-    pieces: tuple[Piece, ...],
+    every: int,
+    pieces: int,
     xp: Differentiable,
     arrays: Arrays,
 ) -> Arrays:
-    """Return by ``<number of the piece>/``: log_norm, beyond, products [lag] and square in units exp(2 unit), unit."""
+    """Return by ``<parameter>/``: log_norm, beyond, products [lag] and square in units exp(2 unit), unit.
+
+    They are of one of so many pieces of equal size into which each parameter is cut, number ``arrays["piece"]``: not
+    known when this is compiled, so that one compiled function serves all pieces.
+    """
     replay, batch = forward_and_replay(xp, program, arrays, segment, by_step=True)
 
     def terms(values: Arrays) -> Arrays:
@@ -176,15 +189,19 @@ def _by_lag(
     _, pullback = xp.vjp(terms, {"top": replay.top()})
     cotangents = pullback({"terms": arrays["weights"]}, many=True)["top"]
 
-    def emit(xp: Ops, scope: Scope, gradients: Gradients) -> Arrays:
+    def emit(xp: Ops, scope: Scope, gradients: Gradients) -> Arrays:  # noqa: ARG001  # an `Emit`
         kept: Arrays = {}
-        for number, (full, start, stop) in enumerate(pieces):
-            name = full.removeprefix(f"{scope.name}.")
-            if name == full:
-                continue
-            part = gradients.params[name]
+        for name, whole in gradients.params.items():
+            part = whole[:, :, ::every] if len(whole.shape) > 3 else whole
             steps, many = int(part.shape[0]), int(part.shape[1])
-            kept[f"part.{number}"] = xp.reshape(part, (steps, many, -1))[..., start:stop]
+            part = xp.reshape(part, (steps, many, -1))
+            if pieces > 1:
+                entries = int(part.shape[2])
+                size = math.ceil(entries / pieces)
+                # a zero adds nothing to any norm or product
+                filled = xp.concat([part, xp.zeros((steps, many, size * pieces - entries))], axis=-1)
+                part = xp.reshape(filled, (steps, many, pieces, size))[:, :, arrays["piece"]]
+            kept[f"part.{name}"] = part
             kept["scale"] = xp.broadcast_to(gradients.log_scale[None, :, 0], (steps, many))
         return kept
 
@@ -197,10 +214,9 @@ def _by_lag(
         behind = scope.reverse or (network.directions > 1 and not network.read_last)
         stretches = _stretches(network.length, read_at, behind)
         here = emitted[scope.name]
-        for number in range(len(pieces)):
-            if f"part.{number}" in here:
-                summed = _summed(xp, here[f"part.{number}"], here["scale"], stretches)
-                found |= {f"{number}/{name}": value for name, value in summed.items()}
+        for name, part in within(here, "part").items():
+            summed = _summed(xp, part, here["scale"], stretches)
+            found |= {f"{scope.name}.{name}/{kind}": value for kind, value in summed.items()}
     return found
 
 

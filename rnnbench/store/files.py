@@ -59,14 +59,19 @@ def _translated(error: OSError, path: Path, doing: str, option: str = "--results
     return RunFailed(f"{shown(path)}: {doing} failed, {reason}")
 
 
-def write_file(path: Path, data: bytes) -> FileHash:
+def write_file(path: Path, data: bytes, option: str = "--results") -> FileHash:
     """Write `data` to `path` so that it is there whole or not at all, and return its hash.
+
+    Args:
+        path: where.
+        data: what.
+        option: with which another place can be chosen.
 
     Raises:
         OutOfResources: when the disk or the quota is full; an earlier file at `path` is untouched.
         BadInput: when the place may not be written to.
     """
-    with disk_errors(path, "writing"):
+    with disk_errors(path, "writing", option):
         temporary = write_temporary(path, data)
         try:
             os.replace(temporary, path)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rnnbench_analyzers.activity import DEAD, DEAD_BADLY, KEPT, SATURATED, SATURATED_BADLY, analyze
+from rnnbench_analyzers.activity import DEAD, DEAD_BADLY, KEPT, LEAST_TAU, SATURATED, SATURATED_BADLY, analyze
 
 from rnnbench.findings import Severity
 
@@ -90,7 +90,7 @@ def test_time_constants_are_held_against_the_needed_lag(build: Any) -> None:
     tau = [1.0, 2.0, 5.0]
     (found,) = one(build, build.record(f"activity.time_constant/{KEEPER}", tau))
     assert (found.code, found.severity) == ("time-constants", Severity.WARNING)
-    assert (found.value, found.details["median"]) == (5.0, 2.0)
+    assert (found.value, found.details["median"]) == pytest.approx((5.0, 2.0))
     assert found.threshold == pytest.approx(100 / math.log(1 / KEPT))
     assert math.exp(-100 / found.threshold) == pytest.approx(KEPT)
     long = build.record(f"activity.time_constant/{KEEPER}", [1.0, found.threshold + 1])
@@ -101,6 +101,24 @@ def test_an_unknown_need_and_a_solved_task_are_no_warning(build: Any) -> None:
     tau = build.record(f"activity.time_constant/{KEEPER}", [1.0])
     assert one(build, tau, lag=None)[0].severity == Severity.INFO
     assert one(build, tau, status="solved")[0].severity == Severity.INFO
+
+
+def test_time_constants_are_averaged_by_their_logarithms(build: Any) -> None:
+    taus = (1.0, 10.0, 100.0)
+    runs = [
+        build.observe([build.record(f"activity.time_constant/{KEEPER}", [tau])], seed) for seed, tau in enumerate(taus)
+    ]
+    (found,) = analyze(build.evidence(runs))
+    assert found.value == pytest.approx(10.0)
+    assert found.low > 0
+    assert found.low * found.high == pytest.approx(100.0)  # symmetric about 10 by its ratios
+    # a t interval of ln 1, ln 10, ln 100: 4.3027 ln 10 / sqrt 3, two degrees of freedom
+    assert math.log(found.high / 10) == pytest.approx(4.30265 * math.log(10) / math.sqrt(3), rel=1e-4)
+
+
+def test_a_gate_that_lets_everything_go_has_no_logarithm_but_counts(build: Any) -> None:
+    (found,) = one(build, build.record(f"activity.time_constant/{KEEPER}", [0.0]))
+    assert (found.severity, found.value) == (Severity.WARNING, pytest.approx(LEAST_TAU))
 
 
 def test_a_gate_that_never_closes_keeps_for_ever(build: Any) -> None:

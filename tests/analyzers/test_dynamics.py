@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rnnbench_analyzers.dynamics import GROWTH, SUM_ERROR, analyze, margin
+from rnnbench_analyzers.dynamics import GROWTH, LEFT, SUM_ERROR, analyze, margin
 
 from rnnbench.findings import Severity
 
@@ -22,12 +22,29 @@ def spectra(build: Any, largest: float, seeds: int = 6, spread: float = 0.001, *
 
 
 @pytest.mark.parametrize("seeds", [1, 6])
-@pytest.mark.parametrize(("largest", "code"), [(0.2, "dynamics-chaotic"), (-0.2, "dynamics-stable")])
+@pytest.mark.parametrize(("largest", "code"), [(0.06, "dynamics-chaotic"), (-0.06, "dynamics-stable")])
 def test_the_sign_decides(build: Any, largest: float, code: str, seeds: int) -> None:
     (found,) = analyze(spectra(build, largest, seeds))
     assert (found.code, found.seeds, found.of, found.unit) == (code, seeds, "network", "1/step")
     assert found.low < largest < found.high
-    assert re.search(r"(grows tenfold|falls to a tenth) in 1[12] steps", found.claim)  # ln 10 / 0.2 = 11.5
+    assert re.search(r"(grows tenfold|falls to a tenth) in 3[789] steps", found.claim)  # ln 10 / 0.06 = 38
+
+
+def test_what_contracts_over_the_needed_lag_is_no_praise(build: Any) -> None:
+    (found,) = analyze(spectra(build, -0.2))
+    assert (found.code, found.severity) == ("dynamics-stable", Severity.INFO)
+    assert "it contracts, and a disturbance falls to 2.1e-09 over the 100 steps that the task needs." in found.claim
+    enough = math.log(LEFT) / 100  # a step
+    assert analyze(spectra(build, enough - 0.003))[0].severity == Severity.INFO
+    assert analyze(spectra(build, enough + 0.003))[0].severity == Severity.OK
+    assert analyze(spectra(build, -0.2, 1))[0].severity == Severity.INFO
+
+
+def test_contraction_over_an_unknown_need_is_only_stable(build: Any) -> None:
+    runs = spectra(build, -0.2).runs
+    assert analyze(build.evidence(runs, lag=None))[0].severity == Severity.OK
+    assert analyze(build.evidence(runs, lag=None, context={"need": 50}))[0].severity == Severity.INFO
+    assert analyze(build.evidence(runs, lag=5))[0].severity == Severity.OK
 
 
 def test_a_neutral_system_is_no_chaos(build: Any) -> None:

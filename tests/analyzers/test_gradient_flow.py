@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rnnbench_analyzers.gradient_flow import EXPLODED, VANISHED, analyze, judge
+from rnnbench_analyzers.gradient_flow import EXPLODED, VANISHED, Judgement, _rate, analyze, judge
 from rnnbench_analyzers.profiles import LOGIT, LOGIT_INPUT, LOSS, LOSS_INPUT, STEP_LOSS, lag_profile
 
 from rnnbench.evidence import Evidence
 from rnnbench.findings import Finding, Severity
 from rnnbench.signals import Signals
+from rnnbench.stats import Decay, Interval
 
 NEED = 100
 
@@ -90,7 +91,7 @@ def test_a_power_law_and_neither_are_told_from_an_exponential(build: Any) -> Non
         found = only(build.evidence([build.observe(signals)]))
         assert found.details["model"] == model
         assert found.details["half_life"] is None
-        assert ("power -3" in found.claim) == (model == "power")
+        assert ("as the lag to the power -3 [-3.0" in found.claim) == (model == "power")
     assert "neither" in found.claim
 
 
@@ -196,12 +197,70 @@ def test_an_exact_zero_is_vanishing_without_a_rate_through_it(build: Any) -> Non
     assert "log_attenuation" not in found.details
 
 
-@pytest.mark.parametrize(("zero", "code"), [(3, "gradient-vanishing"), (1, "gradient-healthy")])
-def test_most_sequences_decide_where_some_are_zero(build: Any, zero: int, code: str) -> None:
-    values = build.falling(0.0, batch=4, noise=0.01)
+@pytest.mark.parametrize(
+    ("zero", "code", "claimed"),
+    [
+        (30, "gradient-vanishing", "is exactly zero in 75 % of the sequences over"),
+        (
+            20,
+            "not-enough-evidence",
+            "It is exactly zero in 50 % of the sequences, which are left out of this: too many",
+        ),
+        (10, "not-enough-evidence", "exactly zero in 25 %"),
+        (2, "gradient-healthy", "It is exactly zero in 5 % of the sequences, which are left out of this."),
+    ],
+)
+def test_a_gradient_is_healthy_only_where_hardly_any_is_zero(build: Any, zero: int, code: str, claimed: str) -> None:
+    values = build.falling(0.0, batch=40, noise=0.01)
     values[:60, :zero] = -np.inf
     found = only(build.evidence([build.observe([build.record(f"{LOGIT}/s.h", values)])]))
-    assert (found.code, found.details["exact_zeros"]) == (code, zero / 4)
+    assert (found.code, found.details["exact_zeros"]) == (code, zero / 40)
+    assert claimed in found.claim
+    assert "settled" not in found.claim
+    assert (found.value == 0.0) == (code == "gradient-vanishing")
+
+
+@pytest.mark.parametrize(
+    ("dead", "code", "seeds"), [(3, "not-enough-evidence", 3), (4, "gradient-vanishing", 6), (0, "gradient-healthy", 6)]
+)
+def test_seeds_that_are_dead_are_no_part_of_the_interval(build: Any, dead: int, code: str, seeds: int) -> None:
+    def signals(seed: int) -> list[Any]:
+        values = build.falling(0.0, noise=0.01, seed=seed)
+        if seed < dead:
+            values[:60] = -np.inf
+        return [build.record(f"{LOGIT}/s.h", values)]
+
+    found = only(build.evidence([build.observe(signals(seed), seed) for seed in range(6)]))
+    assert (found.code, found.seeds) == (code, seeds)
+    assert found.details["exact_zeros"] == dead / 6
+    assert ("exactly zero in" in found.claim) == (dead > 0)
+
+
+def made_fit(model: str, exponent: float | None, rate: tuple[float, float]) -> Decay:
+    """Return a fit over lags 0 to 99 with a mean rate between two ends."""
+    low, high = rate
+    power = None if exponent is None else Interval(exponent, exponent - 0.1, exponent + 0.1, 0.95, 6)
+    mean = Interval((low + high) / 2, low, high, 0.95, 6)
+    return Decay(model, mean, None, None, power, None, (None,), 1e-3, 100, (0, 99), 0.5, 0.5, 0.0, 0.0, 0.0)  # type: ignore[arg-type]  # a literal
+
+
+@pytest.mark.parametrize(
+    ("fit", "said"),
+    [
+        (made_fit("power", 1.0, (-0.06, -0.04)), "falls as the lag to the power -1 [-1.1, -0.9]"),  # ln 100 / 99
+        (made_fit("power", -0.55, (-0.009, 0.004)), ""),  # a factor of 12 where 0.4 to 1.5 times are left
+        (made_fit("power", 1.0, (-0.02, -0.01)), ": on average it shrinks by 1.5 % a step"),
+        (made_fit("undecided", None, (-0.007, -0.0014)), ": on average it shrinks by 0.42 % a step"),
+        (made_fit("undecided", None, (0.0014, 0.007)), ": on average it grows by 0.42 % a step"),
+        (made_fit("undecided", None, (-0.01, 0.01)), ""),
+    ],
+)
+def test_a_law_is_stated_only_where_it_gives_what_is_left(fit: Decay, said: str) -> None:
+    judged = Judgement("gradient-healthy", fit.rate, 99, 0.0, 6, (), fit, None)
+    found = _rate(judged)
+    assert found.endswith(said)
+    assert (found == "") == (said == "")
+    assert "half-life" not in found
 
 
 def test_a_diverged_seed_is_left_out_and_named(build: Any) -> None:

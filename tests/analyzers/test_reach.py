@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 from rnnbench_analyzers.profiles import LOGIT_INPUT
-from rnnbench_analyzers.reach import LEFT, TOLERANCE, USED, analyze, reach_of, three_numbers, use_of
+from rnnbench_analyzers.reach import (
+    APART,
+    HARDLY,
+    LEFT,
+    TOLERANCE,
+    USED,
+    analyze,
+    median_interval,
+    reach_of,
+    three_numbers,
+    use_of,
+)
 
 from rnnbench.findings import Severity
 
@@ -19,9 +30,9 @@ def reaching(build: Any, lag: float, length: int = 101) -> Any:
 
 
 def using(build: Any, lag: int, length: int = 101) -> list[Any]:
-    """Return a model whose output ignores everything from `lag` on."""
-    change = np.where(np.arange(length) < lag, 1 - np.arange(length) / (lag + 1), 0.0)
-    change[: max(lag, 0)] = np.maximum(change[: max(lag, 0)], 2 * USED)
+    """Return a model whose output depends on the inputs at lags 0 to `lag`, and on none beyond."""
+    at = np.arange(length)
+    change = np.where(at <= lag, np.maximum(1 - at / (lag + 1), 2 * USED), 0.0)
     return [build.record("use.lags", np.arange(length)), build.record("use.output_change", change)]
 
 
@@ -33,7 +44,7 @@ def runs(build: Any, reach: float, use: int, seeds: int = 6, **fields: Any) -> A
     return build.evidence(made, **fields)
 
 
-@pytest.mark.parametrize("lag", [1, 12, 61, 99])
+@pytest.mark.parametrize("lag", [0, 1, 5, 12, 61, 99])
 def test_planted_numbers_come_out(build: Any, lag: int) -> None:
     run = build.observe([reaching(build, lag), *using(build, lag)])
     assert reach_of(run) == (lag, False)
@@ -43,8 +54,9 @@ def test_planted_numbers_come_out(build: Any, lag: int) -> None:
 def test_one_sentence_with_three_numbers(build: Any) -> None:
     (found,) = analyze(runs(build, 61, 12))
     assert (found.code, found.severity) == ("horizon-short", Severity.PROBLEM)
-    sentence = "The task needs 100 steps; the gradient reaches 61.5 [60.9, 62.1]; the model uses 12.5 [11.9, 13.1]."
+    sentence = "The task needs 100 steps; the gradient reaches 61.5 [61, 62]; the model uses 12.5 [12, 13]."
     assert found.claim == sentence
+    assert found.level == 1 - 2 / 64  # of six seeds' smallest and largest value
     assert found.details["need"] == 100
     assert found.details["reach"]["value"] == 61.5
     assert found.details["use"]["value"] == 12.5 == found.value
@@ -77,7 +89,7 @@ def test_a_solved_or_unknown_need_is_a_remark(build: Any) -> None:
     assert (found.severity, found.details["need"]) == (Severity.INFO, None)
     assert "is not known (its sequences have 101 steps)" in found.claim
     (found,) = analyze(runs(build, 61, 12, lag=None, context={"need": 30, "model": "ridge"}))
-    assert found.claim.startswith("Reference models (ridge) gain from 30 steps of context; ")
+    assert found.claim.startswith("Reference models (ridge) gain from inputs up to 30 steps back; ")
 
 
 def test_what_was_not_recorded_is_said(build: Any) -> None:
@@ -127,11 +139,13 @@ def test_at_least_is_said_where_the_farthest_lag_is_reached(build: Any) -> None:
 @pytest.mark.parametrize(
     ("lags", "change", "expected"),
     [
-        ([1, 10, 100], [1.0, 0.5, 0.0], (92.0, False)),  # 0.05 is crossed at 10 + 90 * 0.9 = 91
-        ([1, 10, 11], [1.0, 0.5, 0.0], (11.0, False)),
+        ([1, 10, 100], [1.0, 0.5, 0.0], (91.0, False)),  # 0.05 is crossed at 10 + 90 * 0.9 = 91
+        ([1, 10, 100], [1.0, 0.5, 0.04999], (99.0, False)),  # below the first probed lag that no longer matters
+        ([1, 10, 11], [1.0, 0.5, 0.0], (10.0, False)),
         ([1, 2, 4, 8], [0.01, 0.5, 0.01, 0.2], (8.0, True)),  # what matters later matters
-        ([1, 2, 4], [0.01, 0.02, 0.0], (1.0, False)),
-        ([4, 1, 2], [0.0, 1.0, 0.02], (2.0, False)),  # in any order
+        ([1, 2, 4], [0.01, 0.02, 0.0], (0.0, False)),
+        ([0, 1, 2], [1.0, 0.02, 0.0], (0.0, False)),
+        ([4, 1, 2], [0.0, 1.0, 0.02], (1.0, False)),  # in any order
         ([1, 2], [np.nan, 0.0], None),
         ([1], [0.0, 1.0], None),
     ],
@@ -147,3 +161,48 @@ def test_change_without_lags_is_no_use(build: Any) -> None:
 
 def test_a_task_of_one_step_needs_no_past(build: Any) -> None:
     assert analyze(runs(build, 61, 12, lag=0)) == []
+
+
+def test_one_seed_far_from_the_others_is_named_and_moves_nothing(build: Any) -> None:
+    uses = [5, 9, 100, 8, 12, 3]
+    made = build.seeds(6, lambda seed: [reaching(build, 61), *using(build, uses[seed])])
+    (found,) = analyze(build.evidence(made))
+    assert found.claim.endswith("; the model uses 8.5 [3, 100] (seed 2: 100).")
+    assert found.code == "horizon-short"
+    assert found.details["open_use"] == [2]
+    near = build.seeds(6, lambda seed: [reaching(build, 61), *using(build, 10 + (seed == 2) * int(100 * APART))])
+    assert "seed 2" not in analyze(build.evidence(near))[0].claim
+    split = build.seeds(6, lambda seed: [reaching(build, 61), *using(build, 90 if seed % 2 else 5)])
+    assert "(seed" not in analyze(build.evidence(split))[0].claim  # three of six are no single ones
+
+
+@pytest.mark.parametrize("n", range(2, 31))
+def test_the_interval_holds_the_median_as_often_as_it_says(n: int) -> None:
+    found = median_interval(range(n, 0, -1))
+    assert found is not None
+    k = int(found.low)
+    assert (found.value, found.high, found.n) == ((n + 1) / 2, n + 1 - k, n)
+    missed = [sum(math.comb(n, i) for i in range(j)) / 2 ** (n - 1) for j in range(n + 1)]  # by the j-th from each end
+    assert found.level == pytest.approx(1 - missed[k], abs=1e-12)
+    assert missed[k] <= 0.05 or k == 1
+    assert missed[k + 1] > 0.05 or n < 6
+    assert (k == 1) == (n < 9)  # nine is the first that may drop its ends
+
+
+def test_the_median_of_one_value_has_no_interval() -> None:
+    one = median_interval([7.0])
+    assert one is not None
+    assert (one.value, one.low, one.high) == (7.0, -math.inf, math.inf)
+    assert median_interval([]) is None
+
+
+@pytest.mark.parametrize(("change", "hardly"), [(HARDLY / 2, True), (-HARDLY / 2, True), (2 * HARDLY, False)])
+def test_a_model_whose_loss_hardly_depends_on_its_input_uses_too_little(
+    build: Any, change: float, hardly: bool
+) -> None:
+    loss = [build.record("use.loss", np.full(101, 0.2 * (1 + change))), build.record("use.base_loss", 0.2)]
+    made = build.seeds(6, lambda seed: [reaching(build, 98), *using(build, 98), *loss])
+    (found,) = analyze(build.evidence(made))
+    assert found.code == ("not-enough-evidence" if hardly else "horizon-enough")
+    assert ("hardly depends on its input at all" in found.claim) == hardly
+    assert found.details["loss_change"] == pytest.approx(abs(change))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from rnnbench.cli.analyze import evidence_line, horizon_line
+from rnnbench.cli.analyze import evidence_line
 from rnnbench.cli.exits import Terminated
 from rnnbench.cli.spec_options import parse_probe
 from rnnbench.errors import BadInput
@@ -40,7 +40,6 @@ def test_findings_in_words_one_line_each(make_run: MakeRun, invoke: Invoke) -> N
         "      evidence: height 10 m [9.5, inf] at 95 %; judged against 10 m; of the tide; at training step 7; 1 seed; "
         "from level.height",
         f"      see: docs/findings/gradient-healthy.md; {CODES['gradient-healthy'].reference}",
-        "  in steps back: needed 15, reached at least 10, used not known",
         "",
         "copy rnn · torch (2 seeds): the gradient has vanished over the lag that the task needs",
         "  [!!] problem: The lowest height is 1 m.",
@@ -49,7 +48,6 @@ def test_findings_in_words_one_line_each(make_run: MakeRun, invoke: Invoke) -> N
         f"      likely cause: {'; or '.join(code.causes)}",
         f"      what helps: {'; or '.join(code.remedies)}",
         f"      see: docs/findings/gradient-vanishing.md; {code.reference}",
-        "  in steps back: needed 15, reached at least 1, used not known",
         "",
         "2 arms, by their worst finding: 1 problem, 1 ok",
     ]
@@ -177,7 +175,7 @@ def test_what_could_not_be_done_is_on_stderr(make_run: MakeRun, invoke: Invoke, 
     result = invoke("analyze", "results")
     assert result.exit_code == 0
     assert result.stderr.splitlines() == [
-        "rnnbench: warning: 1 run not measured: level: it needs the sea\\x1b[2J",
+        "rnnbench: warning: 1 run not measured by probe level: level: it needs the sea\\x1b[2J",
         "rnnbench: warning: analyzer breaks failed on copy rnn · torch; ZeroDivisionError: division by zero",
     ]
 
@@ -235,4 +233,5 @@ def test_the_evidence_line_says_what_there_is() -> None:
     assert evidence_line(bare) == ""
     assert evidence_line(bare.model_copy(update={"measure": "share"})) == "share"
     assert evidence_line(bare.model_copy(update={"value": 0.25, "high": 0.5})) == "measured 0.25 [-inf, 0.5]"
-    assert horizon_line(bare) == "in steps back: needed not known, reached not known, used not known"
+    level = bare.model_copy(update={"value": 10.0, "low": 3.0, "high": 99.0, "level": 1 - 2 / 64})
+    assert evidence_line(level) == "measured 10 [3, 99] at 96.9 %"

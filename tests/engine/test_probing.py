@@ -175,6 +175,17 @@ def test_the_record_tells_the_time_of_probes_apart(planned: Plan, store: Store) 
     assert times.train_s + times.compile_s + times.eval_s + times.probe_s <= times.total_s + 1e-9
 
 
+def test_the_record_says_which_probe_failed(planned: Plan, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Any, look: Any) -> Any:
+        raise ValueError("no such number")
+
+    monkeypatch.setattr("rnnbench.probes.points.Points.measure", fail)
+    (outcome,) = execute([planned(record={"probes": list(FEW)}, budget={"steps": 2})], store, ONE)
+    assert outcome.record is not None
+    assert outcome.record.status == Status.COMPLETED
+    assert outcome.record.notes == ("probe points failed at step 0 and was dropped: ValueError: no such number",)
+
+
 MODELS = '''
 import torch
 from torch import nn

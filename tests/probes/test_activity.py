@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from rnnbench.arrays import NDArray
+from rnnbench.backends.base import Program
 from rnnbench.cells.gru import GRU
 from rnnbench.cells.lstm import LSTM
 from rnnbench.cells.rnn import RNN
+from rnnbench.probes import activity as module
 from rnnbench.probes.activity import Activity
 from rnnbench.probes.base import Look
 from rnnbench.spec import NetworkSpec
 from rnnbench.streams import stream
 from rnnbench.tasks.adding import Adding
+from rnnbench.xp import Arrays, Differentiable
 
 MakeLook = Callable[..., Look]
 H = 3
@@ -111,6 +114,32 @@ def test_planted_dead_units(make_look: MakeLook, backend: str) -> None:
     found = measured(look)
     np.testing.assert_array_equal(found[f"activity.dead/{SCOPE}.h"], [0, 1, 1, 1, 0])
     assert set(found) == {f"activity.dead/{SCOPE}.h", f"activity.state_norm/{SCOPE}.h"}  # ReLU has no range
+
+
+@pytest.mark.parametrize("task", [ADDING, SEVERAL_LENGTHS], ids=["same", "several"])
+def test_sequences_in_groups_come_to_the_same(
+    make_look: MakeLook, monkeypatch: pytest.MonkeyPatch, task: Adding
+) -> None:
+    params = {f"{SCOPE}.weight_ih": stream(0, "test/activity").normal(0, 6, (4 * H, 2))}
+    look = make_look(task, LSTM(hidden=H), params=params, sequences=5)
+    whole = measured(look)
+    monkeypatch.setattr(module, "AT_ONCE", 2 * len(look.batch.inputs) * 2 * H * 6)  # two sequences, and one is left
+    sizes: list[int] = []
+    watched = module._watched
+
+    def counted(program: Program, xp: Differentiable, arrays: Arrays) -> Arrays:
+        sizes.append(int(arrays["batch/inputs"].shape[1]))
+        return watched(program, xp, arrays)
+
+    monkeypatch.setattr(module, "_watched", counted)
+    groups = measured(look)
+    assert sizes == [2, 2, 1]
+    assert set(groups) == set(whole)
+    for name, values in whole.items():
+        # shares are ratios of counts; products of another shape, and sums in another order, round differently
+        counts = name.startswith(("activity.low", "activity.high", "activity.dead"))
+        np.testing.assert_allclose(groups[name], values, rtol=0 if counts else 1e-13, err_msg=name)
+    assert any(0 < value < 1 for value in whole[f"activity.low/{SCOPE}.i"])
 
 
 def test_a_unit_that_lives_in_one_sequence_is_not_dead(make_look: MakeLook) -> None:

@@ -293,6 +293,62 @@ def test_what_plain_backpropagation_sees_is_the_runs_own_precision(backend: str,
         np.testing.assert_array_equal(found["float32"][name], truth)  # the replay is in float64 all the same
 
 
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("batch_size", [4, 256])
+def test_what_is_seen_is_what_a_run_with_its_own_batch_size_sees(
+    batch_size: int, backend: str, make_look: MakeLook
+) -> None:
+    """Four sequences are probed: a gradient that halves every step is lost log2(batch size / 4) steps sooner."""
+    task, cell, name = Adding(T=200), RNN(hidden=1, activation="relu"), "layers.0.forward.h"
+    params = {
+        "layers.0.forward.weight_hh": np.full((1, 1), 0.5),
+        "layers.0.forward.weight_ih": np.full((1, 2), 1.0),
+        "layers.0.forward.bias": np.ones(1),  # never at the kink
+    }
+    look = make_look(task, cell, params=params, batch_size=batch_size, precision="float32", backend=backend)
+    found = measure(look, Adjoint(logits=False))
+    truth = found[f"adjoint.log_norm/{name}"][::-1]
+    seen, censored = found[f"adjoint.seen_log_norm/{name}"][::-1], found[f"adjoint.censored/{name}"][::-1]
+    np.testing.assert_allclose(truth, truth[0] + np.log(0.5) * np.arange(200)[:, None], rtol=0, atol=1e-9)
+    in_training = truth[0] - np.log(batch_size / 4)
+    first = np.floor((in_training - np.log(np.finfo(np.float32).tiny)) / np.log(2)).astype(int) + 1  # [batch]
+    np.testing.assert_array_equal(np.argmax(censored, axis=0), first)
+    assert np.array_equal(censored > 0, np.arange(200)[:, None] >= first)
+    np.testing.assert_allclose(seen[censored == 0], truth[censored == 0], rtol=0, atol=1e-4)  # of a float32's losses
+    # the same as a run's own batch holds it, the probed sequences first in it
+    if batch_size > 4:
+        whole = look.source.batch("train", 0).cast("float64")
+        few = replace(look, batch=whole.take(slice(0, 4)))
+        own = make_look(task, cell, params=params, batch=whole, batch_size=batch_size, precision="float32")
+        every = measure(own, Adjoint(logits=False, sequences=batch_size))
+        lost = every[f"adjoint.censored/{name}"][:, :4]
+        np.testing.assert_array_equal(measure(few, Adjoint(logits=False))[f"adjoint.censored/{name}"], lost)
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax"])
+@pytest.mark.parametrize("directions", [16, 3])
+def test_directions_in_groups_come_to_the_same(
+    directions: int, backend: str, drawn_look: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = drawn_look(LSTM(hidden=H), TASKS["each-masked"], NETWORKS["both-ways"], backend=backend)
+    probe = Adjoint(seen=False, segment=4, directions=directions)
+    whole = measure(look, probe)
+    T, B = look.batch.inputs.shape[:2]
+    monkeypatch.setattr(module, "SPREAD", 2 * T * B * 2 * H)
+    calls: list[int] = []
+    jacobian = module._outputs_jacobian
+
+    def counted(program: Any, segment: int, xp: Any, arrays: Any) -> Any:
+        calls.append(int(arrays["seeds"].shape[0]))
+        return jacobian(program, segment, xp, arrays)
+
+    monkeypatch.setattr(module, "_outputs_jacobian", counted)
+    assert worst(measure(look, probe), whole) <= PARITY
+    followed = look.program.network.n_out if look.program.network.n_out <= directions else directions
+    assert set(calls) <= {2}
+    assert len(calls) <= 1 if backend == "jax" else len(calls) == -(-followed // 2)  # compiled once for all groups
+
+
 def test_every_signal_is_declared(make_look: MakeLook) -> None:
     """Kind, axes and unit are those of the catalogue; the last axis of nothing is empty."""
     declared = {kind.name: kind for kind in Adjoint.signals}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -197,17 +198,76 @@ def test_lags_beyond_a_float(make_look: MakeLook, task: Task, weight: float, bac
 def test_parameters_in_pieces_come_to_the_same(make_look: MakeLook, monkeypatch: pytest.MonkeyPatch) -> None:
     look = make_look(COPY, RNN(hidden=H))
     whole = measured(look, Lags(loss_steps=3))
-    sizes = {name.rpartition(".")[2]: look.params[name].size for name in whole[0]}
-    monkeypatch.setattr(module, "MOST", 9 * 3 * 25)  # entries, of T times the losses that are followed
-    replays = list(module._replays(look.program.network, 25))
-    assert sum(sizes.values()) == sum(stop - start for pieces in replays for _, start, stop in pieces)
-    assert len(replays) == 2
-    assert any(start > 0 for pieces in replays for _, start, _ in pieces)
-    assert max(sum(stop - start for _, start, stop in pieces) for pieces in replays) == 25
+    entries = sum(look.params[name].size for name in whole[0])
+    # entries, of T times the losses that are followed: a parameter of 3 in 4 pieces leaves one with nothing in it
+    monkeypatch.setattr(module, "MOST", 9 * 3 * -(-entries // 4))
+    calls = keys_computed(look, monkeypatch)
     pieces = measured(look, Lags(loss_steps=3))
+    assert len(calls) == 4
+    assert len(set(calls)) == 1  # compiled once
     for one, other in zip(whole, pieces, strict=True):
         for name, values in one.items():
             np.testing.assert_allclose(other[name], values, rtol=1e-12, atol=1e-15)
+
+
+def keys_computed(look: Look, monkeypatch: pytest.MonkeyPatch) -> list[Hashable]:
+    """Note the key of each computation from here on."""
+    calls: list[Hashable] = []
+    compute = type(look.lab).compute
+
+    def counted(self: Any, key: Hashable, *rest: Any) -> Any:
+        calls.append(key)
+        return compute(self, key, *rest)
+
+    monkeypatch.setattr(type(look.lab), "compute", counted)
+    return calls
+
+
+def test_what_four_replays_cannot_hold_has_fewer_losses_followed(
+    make_look: MakeLook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = make_look(COPY, RNN(hidden=H))
+    wanted = measured(look, Lags(loss_steps=2))
+    entries = sum(look.params[name].size for name in wanted[0])
+    monkeypatch.setattr(module, "MOST", -(-9 * 2 * entries // 4))  # of nine losses, two
+    calls = keys_computed(look, monkeypatch)
+    found = measured(look, Lags(loss_steps=9))
+    assert len(calls) <= 4
+    for one, other in zip(wanted, found, strict=True):
+        for name, values in one.items():
+            np.testing.assert_allclose(other[name], values, rtol=1e-12, atol=1e-15)
+
+
+def test_what_one_loss_does_not_leave_room_for_is_told_by_every_kth_row(
+    make_look: MakeLook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = make_look(ADDING, LSTM(hidden=4))
+    truth = parts(look, ())
+    network = look.program.network
+    # rows of 16: every third leaves six of them
+    monkeypatch.setattr(module, "MOST", -(-9 * module._entries(network, 3) // 4))
+    assert module._entries(network, 3) == 6 * (2 + 4) + 16
+    calls = keys_computed(look, monkeypatch)
+    shares, log_norms, beyond = measured(look, Lags())
+    assert len(calls) == 4
+    for name, vectors in truth.items():
+        shape = look.params[name].shape
+        rows = vectors.reshape(len(vectors), *shape)[:, ::3] if len(shape) > 1 else vectors
+        vectors = rows.reshape(len(vectors), -1)
+        scale = 0.5 * np.log(16 / 6) if len(shape) > 1 else 0.0
+        whole = vectors.sum(axis=0)
+        expected = vectors @ whole / (whole @ whole)
+        np.testing.assert_allclose(shares[name], expected, rtol=0, atol=1e-9 * np.abs(expected).max(), err_msg=name)
+        assert abs(shares[name].sum() - 1) < 1e-9
+        rests = np.cumsum(vectors[::-1], axis=0)[::-1]
+        with np.errstate(divide="ignore"):
+            for found, those in ((log_norms, vectors), (beyond, rests)):
+                logs = np.log(np.linalg.norm(those, axis=1)) + scale
+                np.testing.assert_allclose(found[name], logs, rtol=0, atol=1e-9, err_msg=name)
+    monkeypatch.setattr(module, "MOST", 1)  # never less than a row, and never more than so many replays
+    calls.clear()
+    measured(look, Lags())
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e300])

@@ -17,6 +17,7 @@ from rnnbench import train as loop
 from rnnbench.arrays import NDArray
 from rnnbench.backends.base import Program, TrainState
 from rnnbench.engine.probing import Probing
+from rnnbench.errors import BadInput
 from rnnbench.experiment import Experiment, log_spaced, resolve
 from rnnbench.record import Status
 from rnnbench.signals import Signal
@@ -121,17 +122,22 @@ def test_looks_fall_at_the_start_at_log_spaced_steps_and_at_the_end(
     assert not run.updates()
 
 
+def looker(experiment: Experiment) -> Callable[[TrainState], list[Signal]]:
+    probing = Probing(experiment, experiment.probes)
+    return lambda state: probing.look(state.params, state.buffers, state.step)
+
+
 def test_a_look_sees_the_parameters_of_its_step(backend: str) -> None:
     run = prepare(backend, **PROBES).run()
     assert run.steps_of("adjoint.log_norm") == run.steps_of("points.log_norm") == STEPS
     looks = run.looks()
     for step in STEPS[1:]:
         short = prepare(backend, budget={"steps": step}).go()
-        probing = Probing(run.experiment, run.experiment.probes)
+        look = looker(run.experiment)
         state = short.trainer.state()
-        wanted = {(s.name, s.step): np.asarray(s.values).tobytes() for s in probing(state)}
+        wanted = {(s.name, s.step): np.asarray(s.values).tobytes() for s in look(state)}
         assert wanted == {key: value for key, value in looks.items() if key[1] == step}
-    first = Probing(run.experiment, run.experiment.probes)(starting_state(run.experiment, run.experiment.network()))
+    first = looker(run.experiment)(starting_state(run.experiment, run.experiment.network()))
     assert {(s.name, 0): np.asarray(s.values).tobytes() for s in first} == {k: v for k, v in looks.items() if not k[1]}
 
 
@@ -188,7 +194,7 @@ def test_interrupted_again_and_again_the_same_is_seen(backend: str, monkeypatch:
     monkeypatch.setattr(loop._Pace, "steps", lambda self: sizes.randint(1, 4))
     run = prepare(backend, **RICH, **PROBES)
     for _ in range(60):
-        calls = iter([False] * sizes.randint(1, 3))
+        calls = iter([False] * sizes.randint(1, 5))
         run.run(interrupted=lambda calls=calls: next(calls, True))
         if run.status != Status.INTERRUPTED:
             break
@@ -331,7 +337,7 @@ class Slower:
     def __init__(self, clock: list[float]) -> None:
         self._clock, self.compile_seconds = clock, 0.0
 
-    def __call__(self, state: TrainState) -> list[Signal]:
+    def __call__(self, state: TrainState, interrupted: Any, dropped: Any) -> list[Signal]:
         self._clock[0] += 100.0
         self.compile_seconds += 30.0
         return [Signal("looked.at", (), "", state.step, np.asarray(1.0))]
@@ -351,9 +357,123 @@ def test_a_budget_of_seconds_leaves_out_looks(monkeypatch: pytest.MonkeyPatch) -
     assert run.progress.seconds == pytest.approx(5 * 100.0 + 10.0)
 
 
-def test_a_failing_probe_fails_the_run_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = prepare("torch", record={"probes": ["points"]})
-    fail: Callable[..., Any] = lambda self, state: (_ for _ in ()).throw(ArithmeticError("no such number"))  # noqa: E731
-    monkeypatch.setattr(Probing, "__call__", fail)
-    with pytest.raises(ArithmeticError, match="no such number"):
-        run.run()
+STOPPING: dict[str, Any] = {
+    "eval": {"n": 20, "every": 1000},
+    "budget": {"steps": 100},
+    "stop": {"metric": "loss", "threshold": 1e3, "window": 40, "split": "train"},
+}
+
+
+@pytest.mark.parametrize("per_decade", [3, 7, 20])
+@pytest.mark.parametrize(
+    ("changes", "status", "steps"),
+    [
+        (STOPPING, Status.SOLVED, 100),
+        (DIVERGING | {"optimizer": {"name": "sgd", "lr": 1e6}}, Status.DIVERGED, 10),
+    ],
+    ids=["stop", "divergence"],
+)
+def test_where_probes_look_does_not_decide_where_a_run_ends(
+    changes: dict[str, Any], status: Status, steps: int, per_decade: int
+) -> None:
+    """A stop on training batches and a divergence take effect where something is recorded or scored, as without."""
+    plain = prepare("torch", **changes, record={"per_decade": 1}).go()
+    record = {"per_decade": 1, "probes": ["points"], "probes_per_decade": per_decade}
+    run = prepare("torch", **changes, record=record).run()
+    assert (plain.status, plain.progress.step) == (status, steps)
+    assert set(log_spaced(per_decade, 100)) - {1, 10, 100}, "the schedules are nested"
+    assert run.bits() == plain.bits()
+    assert (run.status, run.progress.step) == (status, steps)
+
+
+def failing(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, at: int, name: str = "adjoint", after: int = 1
+) -> list[int]:
+    """Make a probe fail from a step on, after it has given some signals; return the steps that it was asked at."""
+    found = registry.load("probes", name, "probe")
+    measure, asked = found.measure, list[int]()
+
+    def fail(self: Any, look: Any) -> Any:
+        asked.append(look.step)
+        if look.step < at:
+            yield from measure(self, look)
+        else:
+            yield from itertools.islice(measure(self, look), after)
+            raise error
+
+    monkeypatch.setattr(found, "measure", fail)
+    return asked
+
+
+def test_a_failing_probe_is_dropped_and_the_run_goes_on(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = prepare(backend, **RICH).go()
+    whole = prepare(backend, **RICH, **PROBES).run()
+    asked = failing(monkeypatch, ValueError("no such\nnumber"), at=3)
+    run = prepare(backend, **RICH, **PROBES).run(checkpoint_steps=4)
+    assert run.bits() == plain.bits()
+    assert asked == [0, 1, 3]
+    note = "probe adjoint failed at step 3 and was dropped: ValueError: no such number"
+    assert run.progress.dropped == {"adjoint": note}
+    left = {key: value for key, value in whole.looks().items() if key[1] < 3 or key[0].startswith("points.")}
+    assert run.looks() == left
+    assert run.updates().keys() == whole.updates().keys()
+    asked.clear()
+    again = resumed(run, -1, backend, **RICH, **PROBES).run()
+    assert (again.bits(), again.seen()) == (run.bits(), run.seen())
+    assert (asked, again.progress.dropped) == ([], {"adjoint": note})
+
+
+def test_a_probe_that_takes_too_much_memory_says_what_would_take_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, RuntimeError("CUDA out of memory. Tried to allocate"), at=0)
+    run = prepare("torch", **PROBES).run()
+    assert run.status == Status.COMPLETED
+    (note,) = run.progress.dropped.values()
+    assert note.startswith("probe adjoint failed at step 0 and was dropped: RuntimeError: CUDA out of memory")
+    assert note.endswith("fewer `sequences` of probe adjoint need less memory")
+
+
+def test_a_probe_that_cannot_serve_refuses_the_run_at_its_start_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, BadInput("probe adjoint: not for this task"), at=10)
+    assert list(prepare("torch", **PROBES).run().progress.dropped) == ["adjoint"]
+    failing(monkeypatch, BadInput("probe adjoint: not for this task"), at=0)
+    with pytest.raises(BadInput, match="not for this task"):
+        prepare("torch", **PROBES).run()
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ("no signal", "TypeError: it returned str where a Signal belongs"),
+        (Signal("a.b", ("time",), "", 0, np.asarray(1.0)), "ValueError: its signal 'a.b' has 0 axes and 1 names"),
+        (Signal("a.b", (), "", 0, np.asarray(1j)), "TypeError: its signal 'a.b' is complex128, no real numbers"),
+    ],
+)
+def test_what_is_no_signal_is_a_failure_of_its_probe(made: Any, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = registry.load("probes", "points", "probe")
+    monkeypatch.setattr(found, "measure", lambda self, look: iter([made]))
+    run = prepare("torch", record={"probes": ["points"]}, budget={"steps": 2}).run()
+    assert run.status == Status.COMPLETED
+    assert said in run.progress.dropped["points"]
+    assert not run.signals
+
+
+@pytest.mark.parametrize("at", [0, 1, 10, 30])
+def test_a_look_that_is_broken_off_is_taken_again(at: int, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal does not wait for the probes that are still to come."""
+    expected = prepare(backend, **RICH, **PROBES).run()
+    struck: list[int] = []
+    with monkeypatch.context() as patch:
+        asked = failing(patch, ValueError("unreached"), at=10**9)
+        found = registry.load("probes", "points", "probe")
+        patch.setattr(found, "measure", lambda self, look: struck.append(look.step) or iter(()))
+        run = prepare(backend, **RICH, **PROBES).run(interrupted=lambda: at in asked)
+        assert (run.status, run.progress.step) == (Status.INTERRUPTED, at)
+        assert at in asked
+        assert at not in struck, "the signal waited for every probe"
+        assert not any(s.step == at for s in run.signals if not s.name.startswith("updates."))
+    whole = [s for s in expected.signals if s.step < at and s.kind.startswith("points.")]
+    again = resumed(run, -1, backend, **RICH, **PROBES)
+    again.signals += whole  # what the silenced probe would have given before
+    again.run()
+    assert again.bits() == expected.bits()
+    assert again.seen() == expected.seen()

@@ -177,7 +177,7 @@ def law(fit: stats.Decay, middle: NDArray) -> tuple[NDArray, NDArray] | None:
     first, last = fit.used
     lags = np.arange(first, min(last, len(middle) - 1) + 1)
     known = np.isfinite(middle[lags])
-    if fit.model == "neither" or not known.any():
+    if fit.model in ("neither", "undecided") or not known.any():
         return None
     if fit.model == "power" and fit.exponent is not None:
         shape: NDArray = -fit.exponent.value * np.log1p(lags)
@@ -195,6 +195,8 @@ def phrase(fit: stats.Decay | None) -> str:
     if fit.model == "power" and fit.exponent is not None:
         return f"(1 + lag)^{_signed(-fit.exponent.value)}"
     rate = f"{_signed(fit.rate.value)}/step"
+    if fit.model == "undecided":
+        return f"law undecided (mean {rate})"
     if fit.half_life is not None:
         return f"half-life {number(fit.half_life)} steps ({rate})"
     if fit.doubling is not None:

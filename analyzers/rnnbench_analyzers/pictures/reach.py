@@ -13,7 +13,7 @@ from rnnbench.stats import Interval
 from rnnbench_analyzers.judging import number, unbounded
 from rnnbench_analyzers.pictures import style
 from rnnbench_analyzers.profiles import LOGIT_INPUT, lag_profile
-from rnnbench_analyzers.reach import LEFT, USED, ThreeNumbers, three_numbers
+from rnnbench_analyzers.reach import LEFT, USED, ThreeNumbers, at_least, three_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,11 +35,11 @@ def draw(evidence: Sequence[Evidence]) -> Figure | None:
     """Draw the three numbers of each arm as bars, above the curves that two of them are read from.
 
     A bar with its number is how far back the task needs, the gradient of the outputs by the input reaches, and the
-    output depends on the past; whiskers are intervals over seeds, and ``≥`` says that some seed's goes to the last
-    lag that was probed. Below, by lag: the gradient over the largest in its sequence (median over sequences and
-    seeds), and by how much the output changes when all inputs at that lag and beyond are exchanged, over the change
-    when all are. The reach and the use are read where they pass the dotted thresholds. None where neither was
-    recorded.
+    output depends on the past: medians over seeds, with their intervals as whiskers; ``≥`` says that the median would
+    be more if the seeds that go to the last probed lag went farther. Below, by lag: the gradient over the largest in
+    its sequence (median over sequences and seeds), and by how much the output changes when all inputs at that lag and
+    beyond are exchanged, over the change when all are. The reach and the use are the last lags at which they lie on
+    or above the dotted thresholds. None where neither was recorded.
     """
     found = [arm for arm in style.arms(evidence) if style.recorded(arm.evidence, LOGIT_INPUT, CHANGE)]
     if not found:
@@ -147,7 +147,11 @@ def _bars(strip: Axes, three: ThreeNumbers) -> None:
 
     need = None if three.need is None else Interval(float(three.need), float("-inf"), float("inf"), 0.95, 1)
     for place, (name, one, more) in enumerate(
-        ((NEEDS, need, False), (REACHES, three.reach, bool(three.open_reach)), (USES, three.use, bool(three.open_use)))
+        (
+            (NEEDS, need, False),
+            (REACHES, three.reach, at_least(three.reach_by_seed, three.open_reach)),
+            (USES, three.use, at_least(three.use_by_seed, three.open_use)),
+        )
     ):
         height = -float(place)
         text = "not known" if name == NEEDS else "not recorded"

@@ -164,8 +164,9 @@ def _panel(axes: Axes, arm: style.Arm, system: str, last: bool, drawn: set[str])
             drawn.add("floor")
         for low, high, alpha in BANDS:
             bottom, top = (np.quantile(ordered, share, axis=1, method="nearest") for share in (low, high))
-            least = np.array([min(row[np.isfinite(row)], default=np.nan) for row in ordered])
-            bottom = np.where(np.isneginf(bottom), least, bottom)
+            # what lies below rounding's floor is not known; the band goes on to the floor, below the largest
+            floor = ordered[:, -1] + np.log(np.finfo(np.float64).eps * (ordered.shape[1] + np.asarray(lags)))
+            bottom = np.where(np.isneginf(bottom), floor, bottom)
             axes.fill_between(
                 lags,
                 style.drawable(bottom) / style.LN10,
