@@ -20,6 +20,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 SIZES = {"T200": (200, 50, 128), "T784": (784, 100, 128)}
 """Time steps, sequences, hidden units."""
 
@@ -57,7 +59,7 @@ class Case:
         self.name = (backend, cell, size, precision)
         self.arrays = {f"params/{name}": array for name, array in self.state.params.items()}
         self.arrays |= {f"batch/{name}": array for name, array in self.batch.arrays().items()}
-        self.arrays["ends"] = self.batch.lengths - 1
+        self.arrays |= {"ends": self.batch.lengths - 1, "share": np.asarray(1.0)}  # a whole batch is probed
 
     def step(self) -> None:
         """Take a plain training step."""
