@@ -317,7 +317,7 @@ class _Book:
         began, compiled = time.perf_counter(), self._probe.compile_seconds
         found = self._probe(state, self._interrupted, progress.dropped)
         for signal in found or ():
-            self.writer.signal(signal.name, signal.axes, signal.unit, signal.values, signal.step)
+            self._keep(signal)
         compiled = self._probe.compile_seconds - compiled
         self._compile_base += compiled
         progress.probe_seconds += time.perf_counter() - began - compiled
@@ -331,9 +331,11 @@ class _Book:
         """Write what every step since the last time has shown, where a probe follows training."""
         for name, pieces in self._history.items():
             kind, _, of = name.partition("/")
-            signal = recorded(f"updates.{kind}", np.concatenate(pieces), self.progress.step, of)
-            self.writer.signal(signal.name, signal.axes, signal.unit, signal.values, signal.step)
+            self._keep(recorded(f"updates.{kind}", np.concatenate(pieces), self.progress.step, of))
         self._history = {}
+
+    def _keep(self, signal: Signal) -> None:
+        self.writer.signal(signal.name, signal.axes, signal.unit, signal.values, signal.step)
 
     def score(self) -> None:
         """Score the present parameters on every split that is asked for; judge stopping and selection by it."""

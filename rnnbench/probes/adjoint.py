@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from rnnbench.arrays import NDArray
-from rnnbench.backends.base import Program
+from rnnbench.backends.base import STORAGE, Program
 from rnnbench.cells.network import Network, Scope, within
 from rnnbench.errors import BadInput
 from rnnbench.probes.base import Look, Probe, recorded, unpacked
@@ -80,7 +80,8 @@ class Adjoint(Probe):
         found = look.lab.compute(
             ("adjoint", look.key, self.segment, self.vectors), partial(_losses, look.program, self), arrays
         )
-        for name, values in _split(found, 0).items():
+        whole = _split(found, 0)
+        for name, values in whole.items():
             kind, _, of = name.partition("/")
             yield recorded(f"adjoint.{kind}", align(values, of), step, of)
         if each:
@@ -95,12 +96,13 @@ class Adjoint(Probe):
             seen = look.own.compute(
                 ("seen", look.key), partial(_seen, look.program), arrays | {"share": np.asarray(share)}
             )
-            floor = np.log(np.finfo(_kept(look)).tiny)
+            floor = np.log(np.finfo(STORAGE[look.own.precision]).tiny)
             for of, values in seen.items():
-                truth = _split(found, 0)[f"log_norm/{of}"]
                 lost = ~np.isfinite(values) | (values < floor)
                 yield recorded("adjoint.seen_log_norm", align(values - np.log(share), of), step, of)
-                yield recorded("adjoint.censored", align((lost & np.isfinite(truth)).astype(float), of), step, of)
+                yield recorded(
+                    "adjoint.censored", align((lost & np.isfinite(whole[f"log_norm/{of}"])).astype(float), of), step, of
+                )
 
     def _logits(self, look: Look, arrays: Mapping[str, NDArray], align: _Align, ends: NDArray) -> Iterator[Signal]:
         network = look.program.network
@@ -143,9 +145,7 @@ class Adjoint(Probe):
         batch = look.batch.take(slice(0, self.sequences))
         ends = loss_ends(look.program, batch, self.loss_step)
         align = _as_it_is if (ends == ends[0]).all() else partial(_aligned, ends=ends, length=batch.inputs.shape[0])
-        before = getattr(look.program.network, "before_step", None)
-        if before is not None:  # a model that draws, as for dropout, draws the same whenever it is looked at
-            before(look.step)
+        look.seed_model()
         found = look.lab.compute(("inputs", look.key), partial(_input_gradient, look.program), look.arrays(batch))
         at = batch.inputs.shape[0] - 1 if align is not _as_it_is else int(ends[0])
         yield recorded("adjoint.loss_step", np.asarray(at), look.step)
@@ -217,8 +217,7 @@ def _losses(program: Program, probe: Adjoint, xp: Differentiable, arrays: Arrays
         return kept
 
     replayed = replay.run(cotangents, emit)
-    found = {name: value for arrays in replayed.emitted.values() for name, value in arrays.items()}
-    return found | {"input_log_norm": log_norm(xp, replayed.inputs.values, replayed.inputs.log_scale)}
+    return replayed.everything() | {"input_log_norm": replayed.inputs.log_norm(xp)}
 
 
 def _outputs_jacobian(program: Program, segment: int, xp: Differentiable, arrays: Arrays) -> Arrays:
@@ -246,8 +245,7 @@ def _outputs_jacobian(program: Program, segment: int, xp: Differentiable, arrays
         return {f"{scope.name}.{n}": log_norm(xp, g, scale) for n, g in gradients.states.items()}
 
     replayed = replay.run(cotangents, emit)
-    found = {name: value for arrays in replayed.emitted.values() for name, value in arrays.items()}
-    return found | {"input": log_norm(xp, replayed.inputs.values, replayed.inputs.log_scale)}
+    return replayed.everything() | {"input": replayed.inputs.log_norm(xp)}
 
 
 def _seen(program: Program, xp: Differentiable, arrays: Arrays) -> Arrays:
@@ -284,9 +282,3 @@ def _log_sum_squares(values: NDArray, axis: int) -> NDArray:
     """Return ln of the root of the sum of squares, of logarithms."""
     found: NDArray = 0.5 * np.logaddexp.reduce(2.0 * values, axis=axis)
     return found
-
-
-def _kept(look: Look) -> str:
-    from rnnbench.backends.base import STORAGE
-
-    return STORAGE[look.own.precision]

@@ -45,6 +45,12 @@ class Look:
     seed: int
     key: Hashable
 
+    def seed_model(self) -> None:
+        """Make a user's model that draws, as for dropout, draw the same whenever it is looked at in this step."""
+        before = getattr(self.program.network, "before_step", None)
+        if before is not None:
+            before(self.step)
+
     def arrays(self, batch: Batch | None = None) -> dict[str, NDArray]:
         """Return parameters, buffers and a batch under ``params/``, ``buffers/`` and ``batch/``, for a lab."""
         named = {"params": self.params, "buffers": self.buffers, "batch": (batch or self.batch).arrays()}

@@ -51,9 +51,7 @@ class Noise(Probe):
         named = [batch.arrays() for batch in found]
         stacked = {f"batch/{name}": np.stack([arrays[name] for arrays in named]) for name in named[0]}
         rest = {name: array for name, array in look.arrays().items() if not name.startswith("batch/")}
-        before = getattr(look.program.network, "before_step", None)
-        if before is not None:  # a user's model that draws, as for dropout, draws the same whenever it is looked at
-            before(look.step)
+        look.seed_model()
         gram = look.lab.compute(("noise", look.key), partial(_products, look.program), rest | stacked)["gram"]
         size = found[0].size
         scale, low, high = noise_scale(gram)

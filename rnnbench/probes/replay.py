@@ -38,6 +38,10 @@ class Scaled:
     values: Array
     log_scale: Array
 
+    def log_norm(self, xp: Ops) -> Array:
+        """Return ln of each vector's norm [time many batch]; -inf for zero."""
+        return log_norm(xp, self.values, self.log_scale)
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -50,6 +54,10 @@ class Replayed:
 
     emitted: dict[str, Arrays]
     inputs: Scaled
+
+    def everything(self) -> Arrays:
+        """Return what was emitted of all scopes together, where the names tell them apart."""
+        return {name: value for arrays in self.emitted.values() for name, value in arrays.items()}
 
 
 @dataclass(frozen=True)

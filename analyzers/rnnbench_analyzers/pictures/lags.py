@@ -64,11 +64,7 @@ def draw(evidence: Sequence[Evidence]) -> Figure | None:
         return None
     columns = 1 + any(len(style.recorded(arm.evidence, BEYOND)) > 1 for arm in found)
     rows = style.in_panels(found)
-    curves = {
-        (panel, column): [one for arm in arms if (one := curve(arm, column == columns - 1)) is not None]
-        for panel, arms in rows.items()
-        for column in range(columns)
-    }
+    curves = style.first_and_last(rows, columns, curve)
     marks: set[str] = set()
     with style.look():
         figure, panels = style.sheet(len(rows), columns, 2.4, sharey="row", sharex="row")

@@ -8,11 +8,11 @@ a picture has to say.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
+
+Curve = TypeVar("Curve")
 
 COLUMN = 3.35
 """Width of one text column in inches."""
@@ -137,6 +139,23 @@ def panel_of(evidence: Evidence) -> str:
         return ", ".join([str(task.get("name", evidence.task)), *given])
     named = str(task.get("name")) if isinstance(task, dict) else str(task or evidence.task)
     return f"{named}, T {evidence.length}" if evidence.length else named
+
+
+def first_and_last(
+    rows: Mapping[str, Sequence[Arm]], columns: int, curve: Callable[[Arm, bool], Curve | None]
+) -> dict[tuple[str, int], list[Curve]]:
+    """Return what is drawn of each panel's arms at the first and, where there are two columns, the last look.
+
+    Args:
+        rows: arms by panel, as `in_panels` gives them.
+        columns: 1 for the last look alone, or 2.
+        curve: what is drawn of an arm at its first (False) or last (True) look; None for nothing.
+    """
+    return {
+        (panel, column): [one for arm in arms if (one := curve(arm, column == columns - 1)) is not None]
+        for panel, arms in rows.items()
+        for column in range(columns)
+    }
 
 
 def in_panels(found: Iterable[Arm]) -> dict[str, list[Arm]]:

@@ -205,7 +205,7 @@ class TorchOps:
         if x.device.type != "cpu":
             return torch.linalg.slogdet(x)[1]
         # one after another: of many at once, torch 2.13 calls MKL's getrf from several threads, which then gives wrong
-        # numbers from some 150 rows on (pytorch issue 142815)
+        # numbers from some 150 rows on (pytorch/pytorch#142815)
         flat = x.reshape(-1, *x.shape[-2:])
         found = [torch.linalg.slogdet(matrix)[1] for matrix in flat]
         return torch.stack(found).reshape(x.shape[:-2])
